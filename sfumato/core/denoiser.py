@@ -1,0 +1,87 @@
+"""A denoiser is a callable (x_t, t) -> Estimate that knows its process."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.core.cond import Cond
+from sfumato.core.estimate import Estimate, Row, Scalar, like
+from sfumato.core.parametrisation import Parametrisation
+from sfumato.core.process import Affine, Point
+
+__all__ = ["Denoiser", "Given", "NeuralDenoiser"]
+
+
+class Denoiser(Protocol):
+    """What samplers walk and guidance turns into another of its kind."""
+
+    @property
+    def process(self) -> Affine: ...
+
+    def __call__(self, xt: Tensor, t: Point | Tensor | float) -> Estimate:
+        """The split of x_t (B, C, *S) at t, a Point, a float or (B,) in [0, 1]."""
+        ...
+
+
+class Plan(NamedTuple):
+    """What a parametrisation makes of a point: the network's time (1,) or (B,) float32, its input's scale, both rows."""
+
+    parametrisation: Parametrisation
+    time: Tensor
+    inp: Scalar | None      # None: 1
+    row_x0: Row
+    row_eps: Row
+
+    @classmethod
+    def of(cls, parametrisation: Parametrisation, process: Affine, point: Point, device: torch.device) -> Plan:
+        c = parametrisation(process, point)
+        time = torch.as_tensor(c.time, dtype=torch.float32, device=device).reshape(-1)
+        unscaled = not isinstance(c.inp, Tensor) and c.inp == 1.0
+        return cls(parametrisation, time, None if unscaled else c.inp, *c.rows(point))
+
+
+class NeuralDenoiser(nn.Module):
+    """A network, the process it was trained on, and what its output means.
+
+    network(x (B, C, *S), time (1,) or (B,), **cond) -> (B, C, *S). Its answer is taken in x_t's dtype, whatever autocast does.
+    Raises ValueError for a process without signal at t = 1 and a parametrisation that cannot say x0 there.
+    """
+
+    def __init__(self, network: nn.Module, process: Affine, parametrisation: Parametrisation) -> None:
+        super().__init__()
+        end = process.at(1.0)
+        if end.alpha == 0.0 and parametrisation(process, end).out == 0.0:
+            raise ValueError("alpha(1) = 0: at t = 1 the noise says nothing of x0; predict x0 or v instead of eps")
+        self.network, self.process, self.parametrisation = network, process, parametrisation
+
+    def forward(self, xt: Tensor, t: Point | Tensor | float, cond: Cond | None = None) -> Estimate:
+        point = self.process.at(t)
+        plan = point.plan
+        if plan is None or plan.parametrisation is not self.parametrisation or plan.time.device != xt.device:
+            plan = point.plan = Plan.of(self.parametrisation, self.process, point, xt.device)
+        x = xt if plan.inp is None else xt * like(plan.inp, xt)
+        out = self.network(x, plan.time) if cond is None else self.network(x, plan.time, **cond.items())
+        return Estimate(self.process, point, xt, out.to(xt.dtype), plan.row_x0, plan.row_eps, xt)
+
+    def given(self, cond: Cond) -> Given:
+        """The same denoiser, told `cond`."""
+        return Given(self, cond)
+
+
+class Given:
+    """A neural denoiser with its condition; kept apart so that guidance can batch two of one network."""
+
+    __slots__ = ("cond", "denoiser")
+
+    def __init__(self, denoiser: NeuralDenoiser, cond: Cond) -> None:
+        self.denoiser, self.cond = denoiser, cond
+
+    @property
+    def process(self) -> Affine:
+        return self.denoiser.process
+
+    def __call__(self, xt: Tensor, t: Point | Tensor | float) -> Estimate:
+        return self.denoiser(xt, t, self.cond)

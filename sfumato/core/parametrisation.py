@@ -1,0 +1,51 @@
+"""What the network predicts. Each choice is four coefficients: x0 = skip x_t + out F(inp x_t, time) (EDM, table 1).
+
+A parametrisation may also say how eps comes from the same two tensors, `eps = eps_skip x_t + eps_out F`; where it does not,
+the row follows from `x_t = alpha x0 + sigma eps`. Stating it keeps both rows exact as sigma or alpha goes to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sfumato.core.estimate import Row, Scalar, _reciprocal
+from sfumato.core.process import Affine, Point
+
+__all__ = ["Coefficients", "Parametrisation", "eps", "v", "x0"]
+
+
+class Coefficients(NamedTuple):
+    skip: Scalar
+    out: Scalar
+    inp: Scalar
+    time: Scalar
+    row_eps: Row | None = None
+
+    def rows(self, point: Point) -> tuple[Row, Row]:
+        """Weights of (x_t, F) in x0 and in eps."""
+        if self.row_eps is not None:
+            return (self.skip, self.out), self.row_eps
+        inverse = _reciprocal(point.sigma)
+        return (self.skip, self.out), ((1.0 - point.alpha * self.skip) * inverse, -point.alpha * self.out * inverse)
+
+
+Parametrisation = Callable[[Affine, Point], Coefficients]
+
+
+def eps(process: Affine, point: Point) -> Coefficients:
+    """F is the noise: x0 = (x_t - sigma F) / alpha (Ho et al. 2020). Needs alpha > 0."""
+    inverse = _reciprocal(point.alpha)
+    return Coefficients(inverse, -point.sigma * inverse, 1.0, point.time, (0.0, 1.0))
+
+
+def x0(process: Affine, point: Point) -> Coefficients:
+    """F is the data. Needs sigma > 0 where eps is asked for."""
+    return Coefficients(0.0, 1.0, 1.0, point.time)
+
+
+def v(process: Affine, point: Point) -> Coefficients:
+    """F is v = alpha eps - sigma x0 (Salimans & Ho 2022, arXiv:2202.00512, appendix D)."""
+    a, s = point.alpha, point.sigma
+    inverse = 1.0 / (a * a + s * s)
+    return Coefficients(a * inverse, -s * inverse, 1.0, point.time, (s * inverse, a * inverse))

@@ -1,0 +1,174 @@
+"""Schedules: each is two functions, alpha(t) and sigma(t), or a table of betas that stands for them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfumato.core.process import Affine
+
+__all__ = ["VP", "Betas", "Cosine", "Discrete", "betas"]
+
+
+@dataclass(frozen=True)
+class VP(Affine):
+    """Variance-preserving SDE (Song et al. 2021, eq. 32-33), beta(t) = low + t (high - low) in units of 1 / t.
+
+    log alpha = -t^2 (high - low) / 4 - t low / 2. `times` is what networks are told: `times` x t (999 in Song's code).
+    """
+
+    low: float = 0.1
+    high: float = 20.0
+    times: float = 999.0
+    prior_std = 1.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.25 * t * t * (self.high - self.low) - 0.5 * t * self.low)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-0.5 * t * t * (self.high - self.low) - t * self.low))
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return self.times * t
+
+
+@dataclass(frozen=True)
+class Cosine(Affine):
+    """alpha = cos(theta), sigma = sin(theta), with sigma / alpha = shift tan(pi t / 2).
+
+    The continuous cosine schedule (Nichol & Dhariwal 2021; Kingma et al. 2021) with the shift of log SNR by -2 log(shift) of
+    simple diffusion (Hoogeboom et al. 2023, arXiv:2301.11093, eq. 6): the larger the picture, the larger `shift`.
+    `end` < 1 keeps alpha(1) above 0. Networks are told `times` x t.
+    """
+
+    shift: float = 1.0
+    end: float = 0.9999
+    times: float = 1000.0
+    prior_std = 1.0
+
+    def _angle(self, t: Tensor) -> Tensor:
+        return torch.atan(self.shift * torch.tan(0.5 * math.pi * self.end * t))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(self._angle(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(self._angle(t))
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return self.times * t
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+Betas = Tensor      # (T,) float64: the variance that each of T steps adds
+
+
+class betas:
+    """The tables of the literature, each (T,) float64 in (0, 1].
+
+    linear, quad, const, jsd, warmup10, warmup50: Ho et al. 2020 (the code's `get_beta_schedule`); cosine: Nichol & Dhariwal
+    2021, eq. 17; scaled_linear: latent diffusion, linear in sqrt(beta).
+    """
+
+    @staticmethod
+    def linear(T: int = 1000, start: float = 1e-4, end: float = 0.02) -> Betas:
+        return torch.linspace(start, end, T, dtype=torch.float64, device="cpu")
+
+    @staticmethod
+    def scaled_linear(T: int = 1000, start: float = 0.00085, end: float = 0.012) -> Betas:
+        return torch.linspace(math.sqrt(start), math.sqrt(end), T, dtype=torch.float64, device="cpu") ** 2
+
+    @staticmethod
+    def quad(T: int = 1000, start: float = 1e-4, end: float = 0.02) -> Betas:
+        return betas.scaled_linear(T, start, end)
+
+    @staticmethod
+    def const(T: int = 1000, end: float = 0.02) -> Betas:
+        return torch.full((T,), end, dtype=torch.float64, device="cpu")
+
+    @staticmethod
+    def warmup(T: int = 1000, start: float = 1e-4, end: float = 0.02, *, fraction: float = 0.1) -> Betas:
+        table = betas.const(T, end)
+        n = int(T * fraction)
+        table[:n] = betas.linear(n, start, end)
+        return table
+
+    @staticmethod
+    def jsd(T: int = 1000) -> Betas:
+        """1/T, 1/(T-1), ..., 1: the last step leaves no signal, alpha(1) = 0."""
+        return 1.0 / torch.arange(T, 0, -1, dtype=torch.float64, device="cpu")
+
+    @staticmethod
+    def cosine(T: int = 1000, offset: float = 0.008, most: float = 0.999) -> Betas:
+        """1 - f((i+1)/T) / f(i/T) with f(u) = cos^2((u + offset) / (1 + offset) pi / 2), at most `most`."""
+        f = [math.cos((i / T + offset) / (1 + offset) * math.pi / 2) ** 2 for i in range(T + 1)]
+        return torch.tensor([min(1 - after / before, most) for before, after in zip(f, f[1:], strict=False)], dtype=torch.float64, device="cpu")
+
+
+class Discrete(Affine):
+    """A table of T betas as a continuous process: alpha^2 at t = (k+1)/T is prod_{i <= k} (1 - beta_i) (Ho et al. eq. 4).
+
+    t = 0 is exactly clean. Between entries log(sigma / alpha) is linear in t; below the first entry, where it has no
+    finite end, sigma / alpha is. The network's time is T t - 1, held at 0 below the first entry.
+    Raises ValueError when a beta leaves (0, 1].
+    """
+
+    prior_std = 1.0
+
+    def __init__(self, table: Betas) -> None:
+        table = torch.as_tensor(table, dtype=torch.float64, device="cpu")
+        if table.ndim != 1 or not bool(((table > 0) & (table <= 1)).all()):
+            raise ValueError("betas must be a row of numbers in (0, 1]")
+        self.betas = table
+        self.alpha_bar = torch.cumprod(1 - table, 0)
+        log_signal = torch.cumsum(torch.log1p(-table), 0)                               # log alpha^2, -inf when it is 0
+        self._knots = 0.5 * (torch.log(-torch.expm1(log_signal)) - log_signal)          # log(sigma / alpha)
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    def __repr__(self) -> str:
+        return f"Discrete({len(self)} betas, {float(self.betas[0]):g} .. {float(self.betas[-1]):g})"
+
+    @classmethod
+    def linear(cls, T: int = 1000, start: float = 1e-4, end: float = 0.02) -> Discrete:
+        return cls(betas.linear(T, start, end))
+
+    @classmethod
+    def cosine(cls, T: int = 1000) -> Discrete:
+        return cls(betas.cosine(T))
+
+    @classmethod
+    def scaled_linear(cls, T: int = 1000, start: float = 0.00085, end: float = 0.012) -> Discrete:
+        return cls(betas.scaled_linear(T, start, end))
+
+    def index(self, t: Tensor) -> Tensor:
+        """T t - 1, rounded to the entry where it is one (t may carry the rounding of a grid)."""
+        k = len(self) * t - 1
+        off = (k.round() - k).detach()
+        return k + torch.where(off.abs() < 1e-9, off, 0.0)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return self.index(t).clamp(min=0)
+
+    def _log_ratio(self, t: Tensor) -> Tensor:
+        """log(sigma / alpha) at t."""
+        knots = self._knots.to(t.device)
+        k = self.index(t)
+        low = k.detach().floor().clamp(0, max(len(self) - 2, 0)).long()
+        high = (low + 1).clamp(max=len(self) - 1)
+        a, b, w = knots[low], knots[high], k - low
+        signal_ends = torch.isinf(b)                                            # there alpha / sigma falls linearly to 0
+        to_zero = torch.log1p(-torch.where(signal_ends, w, 0.0))
+        inside = a + torch.where(signal_ends, -to_zero, w * (torch.where(signal_ends, a, b) - a))
+        return torch.where(k < 0, knots[0] + torch.log1p(k.clamp(max=0.0)), inside)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(-2 * self._log_ratio(t)).sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(2 * self._log_ratio(t)).sqrt()

@@ -1,0 +1,67 @@
+"""Samplers that revisit the chain they were trained on: DDPM's ancestral steps and the DDIM family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sfumato.core.denoiser import Denoiser
+from sfumato.core.estimate import Estimate, Scalar, like
+from sfumato.core.posterior import Variance, eps_weight, large, small
+from sfumato.core.process import Point
+from sfumato.core.random import Seeds
+from sfumato.samplers.sampler import Sampler, State
+
+__all__ = ["DDIM", "Ancestral", "large", "small"]
+
+
+def _noised(mean: Tensor, variance: Scalar, rng: Seeds | None) -> Tensor:
+    """mean + sqrt(variance) z; nothing is drawn when the variance is exactly 0."""
+    if not isinstance(variance, Tensor) and variance <= 0.0:
+        return mean
+    if rng is None:
+        raise ValueError("this sampler adds noise: give it rng=Seeds(seed)")
+    z = rng.normal(mean.shape, dtype=mean.dtype, device=mean.device)
+    std = variance**0.5
+    return mean.add_(z, alpha=std) if not isinstance(std, Tensor) else mean.add_(z.mul_(like(std, z)))
+
+
+@dataclass(frozen=True)
+class Ancestral(Sampler):
+    """Draw x_s from the posterior q(x_s | x_t, x0) with the guessed x0 (Ho et al. 2020, algorithm 2, any t -> s).
+
+    x_s = alpha_s x0 + c eps + sqrt(variance(t, s)) z; the step to t = 0 returns x0 itself, without noise.
+    """
+
+    steps: int = 1000
+    variance: Variance = small
+
+    def step(self, denoiser: Denoiser, state: State, s: Point, rng: Seeds | None) -> State:
+        guess: Estimate = denoiser(state.x, state.point)
+        t = guess.point
+        if s.sigma == 0.0:
+            return State(guess.mix(s.alpha, 0.0), s, guess)
+        mean = guess.mix(s.alpha, eps_weight(t, s))
+        return State(_noised(mean, self.variance(t, s), rng), s, guess)
+
+
+@dataclass(frozen=True)
+class DDIM(Sampler):
+    """x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z with c = eta x the posterior's deviation (Song et al. 2021, eq. 12).
+
+    eta 0 is deterministic and first order in the probability flow: it also encodes (end > start). eta 1 is `Ancestral`
+    with the small variance. x0 is not clipped unless the denoiser does it, and eps follows a clipped x0.
+    """
+
+    eta: float = 0.0
+
+    def step(self, denoiser: Denoiser, state: State, s: Point, rng: Seeds | None) -> State:
+        guess: Estimate = denoiser(state.x, state.point)
+        if self.eta == 0.0:
+            return State(guess.mix(s.alpha, s.sigma), s, guess)
+        if s.sigma == 0.0:
+            return State(guess.mix(s.alpha, 0.0), s, guess)
+        variance = self.eta**2 * small(guess.point, s)
+        mean = guess.mix(s.alpha, (s.sigma * s.sigma - variance) ** 0.5)
+        return State(_noised(mean, variance, rng), s, guess)

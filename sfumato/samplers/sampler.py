@@ -1,0 +1,78 @@
+"""A sampler walks a denoiser from noise to data and yields every state. Its fields are its configuration."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfumato.core import times
+from sfumato.core.denoiser import Denoiser
+from sfumato.core.estimate import Estimate, Scalar
+from sfumato.core.process import Affine, Point
+from sfumato.core.random import Seeds
+
+__all__ = ["Sampler", "State"]
+
+
+class State(NamedTuple):
+    """Where a trajectory is. Each holds tensors of its own."""
+
+    x: Tensor                               # (B, C, *S) at `point`
+    point: Point
+    estimate: Estimate | None = None        # what the denoiser said on the way here; None before the first step
+    memory: tuple[Any, ...] = ()            # what a multistep method remembers
+    stage: str = ""
+
+    @property
+    def t(self) -> Scalar:
+        return self.point.t
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """Frozen settings and one pure `step`; nothing is remembered outside the State."""
+
+    steps: int = 50
+    spacing: times.Spacing = times.uniform
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"a sampler needs at least 1 step, not {self.steps}")
+
+    @abstractmethod
+    def step(self, denoiser: Denoiser, state: State, s: Point, rng: Seeds | None) -> State:
+        """From state.point to s. Returns where it went."""
+
+    def trajectory(self, denoiser: Denoiser, x: Tensor, *, rng: Seeds | None = None,
+                   start: float = 1.0, end: float = 0.0) -> Iterator[State]:
+        """The state after every step from x (B, C, *S) at `start` to `end`, t in [0, 1]; end > start encodes.
+
+        `rng` is needed by samplers that add noise. Nothing is kept of states that the caller lets go.
+        """
+        points = _grid(denoiser.process, self.spacing, self.steps, start, end)
+        state = State(x, points[0])
+        for s in points[1:]:
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    state = self.step(denoiser, state, s, rng)
+            else:
+                state = self.step(denoiser, state, s, rng)
+            yield state
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, *, rng: Seeds | None = None,
+                 start: float = 1.0, end: float = 0.0) -> Tensor:
+        """x (B, C, *S) at `end`."""
+        for state in self.trajectory(denoiser, x, rng=rng, start=start, end=end):
+            x = state.x
+        return x
+
+
+@lru_cache(maxsize=64)
+def _grid(process: Affine, spacing: times.Spacing, steps: int, start: float, end: float) -> list[Point]:
+    return process.points(spacing(process, steps, start, end))
