@@ -27,11 +27,12 @@ class Denoiser(Protocol):
 
 
 class Plan(NamedTuple):
-    """What a parametrisation makes of a point: the network's time (1,) or (B,) float32, its input's scale, both rows."""
+    """What a parametrisation makes of a point: the network's time (1,) or (B,) float32, its input's scale, both
+    rows."""
 
     parametrisation: Parametrisation
     time: Tensor
-    inp: Scalar | None      # None: 1
+    inp: Scalar | None  # None: 1
     row_x0: Row
     row_eps: Row
 
@@ -46,9 +47,9 @@ class Plan(NamedTuple):
 class NeuralDenoiser(nn.Module):
     """A network, the process it was trained on, and what its output means.
 
-    network(x (B, C, *S), time (1,) or (B,), **cond) -> (B, C, *S). Its answer is taken in x_t's dtype, whatever autocast does.
-    Raises ValueError for a process without signal at t = 1 and a parametrisation that cannot say x0 there.
-    """
+    network(x (B, C, *S), time (1,) or (B,), **cond) -> (B, C, *S). Its answer is taken in x_t's dtype, whatever
+    autocast does. Raises ValueError for a process without signal at t = 1 and a parametrisation that cannot say x0
+    there."""
 
     def __init__(self, network: nn.Module, process: Affine, parametrisation: Parametrisation) -> None:
         super().__init__()
@@ -84,4 +85,5 @@ class Given:
         return self.denoiser.process
 
     def __call__(self, xt: Tensor, t: Point | Tensor | float) -> Estimate:
-        return self.denoiser(xt, t, self.cond)
+        estimate: Estimate = self.denoiser(xt, t, self.cond)
+        return estimate

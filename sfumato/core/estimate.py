@@ -1,9 +1,8 @@
 """One x_t in every notation of the literature.
 
-A noised point splits as `x_t = alpha x0 + sigma eps`. An `Estimate` is that split: exact when a process made it, a guess
-when a network did. It keeps the two tensors it was given and the 2 x 2 matrix that turns them into (x0, eps), with
-coefficients in float64, so that any mixture of the views costs one multiplication and one addition.
-"""
+A noised point splits as `x_t = alpha x0 + sigma eps`. An `Estimate` is that split: exact when a process made it, a
+guess when a network did. It keeps the two tensors it was given and the 2 x 2 matrix that turns them into (x0, eps),
+with coefficients in float64, so that any mixture of the views costs one multiplication and one addition."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimate", "Scalar", "like"]
 
-Scalar = float | Tensor         # a host float where the batch shares t, else (B,) float64
-Row = tuple[Scalar, Scalar]     # weights of the two kept tensors
+Scalar = float | Tensor  # a host float where the batch shares t, else (B,) float64
+Row = tuple[Scalar, Scalar]  # weights of the two kept tensors
 
 
 def like(c: Scalar, x: Tensor) -> Scalar:
@@ -43,13 +42,22 @@ class Estimate:
     """The split of x_t, seen as `x0`, `eps`, `score`, `v` or `velocity`, each (B, C, *S) in the dtype of x_t.
 
     score = -eps / sigma;  v = alpha eps - sigma x0 (Salimans & Ho 2022);  velocity = alpha' x0 + sigma' eps, dx/dt of
-    the probability flow. `nu` is the interpolation weight of a learned variance (iDDPM eq. 15), if the network gave one.
-    """
+    the probability flow. `nu` is the interpolation weight of a learned variance (iDDPM eq. 15), if the network gave
+    one."""
 
     __slots__ = ("_a", "_b", "_eps", "_x0", "_xt", "nu", "point", "process", "row_eps", "row_x0")
 
-    def __init__(self, process: Affine, point: Point, a: Tensor, b: Tensor, row_x0: Row, row_eps: Row,
-                 xt: Tensor | None = None, nu: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        process: Affine,
+        point: Point,
+        a: Tensor,
+        b: Tensor,
+        row_x0: Row,
+        row_eps: Row,
+        xt: Tensor | None = None,
+        nu: Tensor | None = None,
+    ) -> None:
         self.process, self.point = process, point
         self._a, self._b, self.row_x0, self.row_eps = a, b, row_x0, row_eps
         self._xt, self.nu = xt, nu
@@ -77,7 +85,7 @@ class Estimate:
         """a x0 + b eps, in one pass over the two kept tensors."""
         (p, q), (r, u) = self.row_x0, self.row_eps
         c, d = a * p + b * r, a * q + b * u
-        if type(c) is float and type(d) is float and c != 0.0:      # what every step of every sampler does
+        if type(c) is float and type(d) is float and c != 0.0:  # what every step of every sampler does
             return (self._a * c).add_(self._b, alpha=d)
         return combine(c, self._a, d, self._b)
 
@@ -147,7 +155,7 @@ class Estimate:
 
         `nu` stays this estimate's own: guidance extrapolates the mean, never the variance.
         """
-        if self.row_x0 is other.row_x0 and self._a is other._a:       # two answers of one network: mix those
+        if self.row_x0 is other.row_x0 and self._a is other._a:  # two answers of one network: mix those
             mixed = torch.lerp(self._b, other._b, w)
             return Estimate(self.process, self.point, self._a, mixed, self.row_x0, self.row_eps, self._xt, self.nu)
         return self.with_x0(torch.lerp(self.x0, other.x0, w))

@@ -27,14 +27,14 @@ class Guided:
         return self.function(xt, self.process.at(t))
 
 
-def classifier_free(strong: Denoiser, weak: Denoiser, scale: float, *,
-                    interval: tuple[float, float] | None = None) -> Denoiser:
+def classifier_free(
+    strong: Denoiser, weak: Denoiser, scale: float, *, interval: tuple[float, float] | None = None
+) -> Denoiser:
     """weak + scale (strong - weak), in every view at once (Ho & Salimans 2022, arXiv:2207.12598, eq. 6, scale = 1 + w).
 
-    `weak` may be the null condition, a negative one or a worse model (autoguidance, Karras et al. 2024). Two conditions of
-    one network take one call on a doubled batch. With `interval` = (low, high), guidance acts at low <= t <= high only
-    (Kynkaanniemi et al. 2024, arXiv:2404.07724).
-    """
+    `weak` may be the null condition, a negative one or a worse model (autoguidance, Karras et al. 2024). Two
+    conditions of one network take one call on a doubled batch. With `interval` = (low, high), guidance acts at low <=
+    t <= high only (Kynkaanniemi et al. 2024, arXiv:2404.07724)."""
     if scale == 1.0:
         return strong
     low, high = interval or (0.0, 1.0)
@@ -47,12 +47,17 @@ def classifier_free(strong: Denoiser, weak: Denoiser, scale: float, *,
             return strong(xt, t)
         s, w = _both(strong, weak, xt, t)
         return s.lerp(w, 1.0 - scale)
+
     return Guided(strong.process, guided)
 
 
 def _both(strong: Denoiser, weak: Denoiser, xt: Tensor, t: Point) -> tuple[Estimate, Estimate]:
-    if not (isinstance(strong, Given) and isinstance(weak, Given) and strong.denoiser is weak.denoiser
-            and not isinstance(t.t, Tensor)):
+    if not (
+        isinstance(strong, Given)
+        and isinstance(weak, Given)
+        and strong.denoiser is weak.denoiser
+        and not isinstance(t.t, Tensor)
+    ):
         return strong(xt, t), weak(xt, t)
     both = strong.denoiser(torch.cat([xt, xt]), t, Cond.cat(strong.cond, weak.cond))
     return both.part(0, xt), both.part(1, xt)
@@ -61,11 +66,13 @@ def _both(strong: Denoiser, weak: Denoiser, xt: Tensor, t: Point) -> tuple[Estim
 def project(denoiser: Denoiser, f: Callable[[Tensor], Tensor]) -> Denoiser:
     """x0 -> f(x0), with eps following: clipping, thresholds, known pixels.
 
-    Pasting known pixels this way is fast and biased; it is right for what holds of every picture, like a range of values.
-    """
+    Pasting known pixels this way is fast and biased; it is right for what holds of every picture, like a range of
+    values."""
+
     def projected(xt: Tensor, t: Point) -> Estimate:
         guess = denoiser(xt, t)
         return guess.with_x0(f(guess.x0))
+
     return Guided(denoiser.process, projected)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,8 +17,20 @@ from sfumato.core.posterior import Variance, small
 from sfumato.core.process import Affine, Point
 from sfumato.core.random import Seeds
 
-__all__ = ["Bound", "View", "Weight", "bound", "decoder_bits", "denoising", "min_snr", "prior_bits", "snr", "truncated_snr",
-           "variational_bound", "views"]
+__all__ = [
+    "Bound",
+    "View",
+    "Weight",
+    "bound",
+    "decoder_bits",
+    "denoising",
+    "min_snr",
+    "prior_bits",
+    "snr",
+    "truncated_snr",
+    "variational_bound",
+    "views",
+]
 
 
 class View(NamedTuple):
@@ -49,7 +62,7 @@ class views:
     velocity = View(lambda e: e.velocity, _velocity_gain)
 
 
-# -- weights: of the squared error in x0, whatever the view ----------------------------------------------------------------
+# -- weights: of the squared error in x0, whatever the view ------------------------------------------------------------
 
 Weight = Callable[[Affine, Point], Scalar]
 
@@ -69,31 +82,42 @@ def min_snr(gamma: float = 5.0) -> Weight:
     return lambda process, p: torch.as_tensor(_snr(process, p)).clamp(max=gamma)
 
 
-# -- losses --------------------------------------------------------------------------------------------------------------
+# -- losses ------------------------------------------------------------------------------------------------------------
 
 
-def denoising(denoiser: Denoiser | NeuralDenoiser, x0: Tensor, t: Tensor | float, *, rng: Seeds, eps: Tensor | None = None,
-              view: View = views.eps, weight: Weight | None = None, cond: Cond | None = None) -> Tensor:
-    """(B,) mean squared error between the guess and the truth of x_t in one view (L_simple, Ho et al. eq. 14, with views.eps).
+def denoising(
+    denoiser: Denoiser | NeuralDenoiser,
+    x0: Tensor,
+    t: Tensor | float,
+    *,
+    rng: Seeds,
+    eps: Tensor | None = None,
+    view: View = views.eps,
+    weight: Weight | None = None,
+    cond: Cond | None = None,
+) -> Tensor:
+    """(B,) mean squared error between the guess and the truth of x_t in one view (L_simple, Ho et al. eq. 14, with
+    views.eps).
 
-    x0 (B, C, *S); t (B,) in (0, 1]; `weight` is in x0's terms: a weight gives the same loss in every view, None gives 1 in this one.
-    """
+    x0 (B, C, *S); t (B,) in (0, 1]; `weight` is in x0's terms: a weight gives the same loss in every view, None gives
+    1 in this one."""
     process = denoiser.process
     point = process.at(t)
     truth = process.noise(x0, point, process.draw(x0, rng) if eps is None else eps)
-    guess = denoiser(truth.xt, point) if cond is None else denoiser(truth.xt, point, cond)      # type: ignore[call-arg]
+    guess = denoiser(truth.xt, point) if cond is None else denoiser(truth.xt, point, cond)  # type: ignore[call-arg]
     error = (view(guess) - view(truth)).square().flatten(1).mean(1)
     return error if weight is None else error * like(weight(process, point) / view.gain(process, point), error)
 
 
-# -- the variational bound ---------------------------------------------------------------------------------------------------
+# -- the variational bound ---------------------------------------------------------------------------------------------
 
 
 def bound(truth: Estimate, guess: Estimate, s: Point | Tensor | float, *, variance: Variance = small) -> Tensor:
-    """(B,) KL of one step t -> s between q(x_s | x_t, x0) and the model's, in bits per dimension (Ho et al. eq. 5, L_{t-1}).
+    """(B,) KL of one step t -> s between q(x_s | x_t, x0) and the model's, in bits per dimension (Ho et al. eq. 5,
+    L_{t-1}).
 
-    Both have fixed means; the model's variance is `variance(t, s)`. s must be noisier than clean: the last step is `decoder_bits`.
-    """
+    Both have fixed means; the model's variance is `variance(t, s)`. s must be noisier than clean: the last step is
+    `decoder_bits`."""
     t, s = truth.point, truth.process.at(s)
     true, model = small(t, s), variance(t, s)
     ratio = torch.as_tensor(true / model, dtype=torch.float64)
@@ -107,14 +131,15 @@ def bound(truth: Estimate, guess: Estimate, s: Point | Tensor | float, *, varian
 def decoder_bits(x0: Tensor, mean: Tensor, variance: Scalar) -> Tensor:
     """(B,) -log2 p(x0 | x_1) per dimension of the discretised decoder (Ho et al. eq. 13).
 
-    x0 in [-1, 1] on 256 levels; bins have half-width 1/255, the outer two are open. The normal distribution function is exact
-    (the official code takes a tanh approximation, off by up to 3e-4).
-    """
+    x0 in [-1, 1] on 256 levels; bins have half-width 1/255, the outer two are open. The normal distribution function
+    is exact (the official code takes a tanh approximation, off by up to 3e-4)."""
     std = like(torch.as_tensor(variance, dtype=torch.float64).sqrt(), x0)
     centred = x0 - mean
     upper, lower = (centred + 1 / 255) / std, (centred - 1 / 255) / std
     inside = torch.special.ndtr(upper) - torch.special.ndtr(lower)
-    mass = torch.where(x0 < -0.999, torch.special.ndtr(upper), torch.where(x0 > 0.999, torch.special.ndtr(-lower), inside))
+    mass = torch.where(
+        x0 < -0.999, torch.special.ndtr(upper), torch.where(x0 > 0.999, torch.special.ndtr(-lower), inside)
+    )
     return -mass.clamp(min=1e-12).log2().flatten(1).mean(1)
 
 
@@ -130,24 +155,28 @@ def prior_bits(process: Affine, x0: Tensor) -> Tensor:
 class Bound(NamedTuple):
     """The variational bound and its terms, in bits per dimension."""
 
-    total: Tensor       # (B,)
-    prior: Tensor       # (B,)
-    steps: Tensor       # (S, B): the KL of every step, noisiest first; the last row is the decoder
+    total: Tensor  # (B,)
+    prior: Tensor  # (B,)
+    steps: Tensor  # (S, B): the KL of every step, noisiest first; the last row is the decoder
 
 
 @torch.no_grad()
-def variational_bound(denoiser: Denoiser, x0: Tensor, grid: Sequence[float] | Tensor, *, rng: Seeds,
-                      variance: Variance = small) -> Bound:
+def variational_bound(
+    denoiser: Denoiser, x0: Tensor, grid: Sequence[float] | Tensor, *, rng: Seeds, variance: Variance = small
+) -> Bound:
     """-log p(x0) is at most this (Ho et al. eq. 5), one draw of noise per step; x0 (B, C, *S) on 256 levels of [-1, 1].
 
-    `grid` falls from 1 to 0. The last step's variance is that of the step before it (the official code: q(x_1 | x_2, x0)'s).
-    """
+    `grid` falls from 1 to 0. The last step's variance is that of the step before it (the official code: q(x_1 | x_2,
+    x0)'s)."""
     points = denoiser.process.points(grid)
     rows = []
-    for t, s in zip(points, points[1:], strict=False):
+    for t, s in itertools.pairwise(points):
         truth = denoiser.process.noise(x0, t, denoiser.process.draw(x0, rng))
         guess = denoiser(truth.xt, t)
-        rows.append(decoder_bits(x0, guess.x0, small(points[-3], points[-2])) if s.sigma == 0.0
-                    else bound(truth, guess, s, variance=variance))
+        rows.append(
+            decoder_bits(x0, guess.x0, small(points[-3], points[-2]))
+            if s.sigma == 0.0
+            else bound(truth, guess, s, variance=variance)
+        )
     steps, prior = torch.stack(rows), prior_bits(denoiser.process, x0)
     return Bound(steps.sum(0) + prior, prior, steps)

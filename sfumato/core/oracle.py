@@ -1,7 +1,7 @@
-"""Exact denoisers: the data distributions whose posterior mean is known in closed form. For tests, docs and benchmarks."""
+"""Exact denoisers: the data distributions whose posterior mean is known in closed form. For tests, docs and
+benchmarks."""
 
 from __future__ import annotations
-
 
 import torch
 from torch import Tensor
@@ -29,10 +29,14 @@ class Gaussian:
         return _known(self.process, point, xt, self.mean + alpha * self.std * self.std * residue, sigma * residue)
 
     def flow(self, xt: Tensor, t: Point | Tensor | float) -> Tensor:
-        """Where the probability flow takes x_t at t = 0: mean + std (x_t - alpha mean) / sqrt(alpha^2 std^2 + sigma^2)."""
+        """Where the probability flow takes x_t at t = 0: mean + std (x_t - alpha mean) / sqrt(alpha^2 std^2 +
+        sigma^2)."""
         point = self.process.at(t)
         alpha, sigma = like(point.alpha, xt), like(point.sigma, xt)
-        return self.mean + self.std * (xt - alpha * self.mean) / (alpha * alpha * self.std * self.std + sigma * sigma) ** 0.5
+        return (
+            self.mean
+            + self.std * (xt - alpha * self.mean) / (alpha * alpha * self.std * self.std + sigma * sigma) ** 0.5
+        )
 
 
 class Mixture:
@@ -47,23 +51,28 @@ class Mixture:
         point = self.process.at(t)
         dimensions = self.means[0].numel()
         alpha, sigma = (torch.as_tensor(c, dtype=xt.dtype).reshape(-1, 1) for c in (point.alpha, point.sigma))
-        variance = alpha**2 * self.stds.to(xt.dtype) ** 2 + sigma**2                                   # (1 or B, K)
-        centre = alpha[..., None] * self.means.flatten(1).to(xt.dtype)                                 # (1 or B, K, D)
-        distance = (xt.flatten(1)[:, None] - centre).square().sum(-1)                                  # (B, K)
-        return (self.weights.to(xt.dtype).log() - 0.5 * distance / variance - 0.5 * dimensions * variance.log()).softmax(-1)
+        variance = alpha**2 * self.stds.to(xt.dtype) ** 2 + sigma**2  # (1 or B, K)
+        centre = alpha[..., None] * self.means.flatten(1).to(xt.dtype)  # (1 or B, K, D)
+        distance = (xt.flatten(1)[:, None] - centre).square().sum(-1)  # (B, K)
+        return (
+            self.weights.to(xt.dtype).log() - 0.5 * distance / variance - 0.5 * dimensions * variance.log()
+        ).softmax(-1)
 
     def __call__(self, xt: Tensor, t: Point | Tensor | float) -> Estimate:
         point = self.process.at(t)
         weights = self.responsibilities(xt, point)
-        parts = [Gaussian(self.process, mean.to(xt.dtype), std.to(xt.dtype))(xt, point)
-                 for mean, std in zip(self.means, self.stds, strict=True)]
+        parts = [
+            Gaussian(self.process, mean.to(xt.dtype), std.to(xt.dtype))(xt, point)
+            for mean, std in zip(self.means, self.stds, strict=True)
+        ]
         x0 = sum(like(w, xt) * part.x0 for w, part in zip(weights.unbind(1), parts, strict=True))
         eps = sum(like(w, xt) * part.eps for w, part in zip(weights.unbind(1), parts, strict=True))
-        return _known(self.process, point, xt, x0, eps)         # type: ignore[arg-type]
+        return _known(self.process, point, xt, x0, eps)  # type: ignore[arg-type]
 
 
 class Empirical:
-    """The data set itself, (N, C, *S): what a network with no error and no restraint would learn. It samples only copies."""
+    """The data set itself, (N, C, *S): what a network with no error and no restraint would learn. It samples only
+    copies."""
 
     def __init__(self, process: Affine, data: Tensor) -> None:
         self.process, self.data = process, data

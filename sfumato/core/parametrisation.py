@@ -1,7 +1,7 @@
 """What the network predicts. Each choice is four coefficients: x0 = skip x_t + out F(inp x_t, time) (EDM, table 1).
 
-A parametrisation may also say how eps comes from the same two tensors, `eps = eps_skip x_t + eps_out F`; where it does not,
-the row follows from `x_t = alpha x0 + sigma eps`. Stating it keeps both rows exact as sigma or alpha goes to 0.
+A parametrisation may also say how eps comes from the same two tensors, `eps = eps_skip x_t + eps_out F`; where it does
+not, the row follows from `x_t = alpha x0 + sigma eps`. Stating it keeps both rows exact as sigma or alpha goes to 0.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """One step of the reverse chain, t -> s, in closed form: q(x_s | x_t, x0) of an affine process (Ho et al. eqs. 6-7).
 
-Its mean is alpha_s x0 + c eps with c = r sigma_s^2 / sigma_t, r = alpha_t / alpha_s, so that a step needs the two views of
-an Estimate and no more. `small` and `large` are the two fixed variances of DDPM section 3.2.
-"""
+Its mean is alpha_s x0 + c eps with c = r sigma_s^2 / sigma_t, r = alpha_t / alpha_s, so that a step needs the two
+views of an Estimate and no more. `small` and `large` are the two fixed variances of DDPM section 3.2."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from sfumato.core.process import Point
 
 __all__ = ["Variance", "eps_weight", "large", "small"]
 
-Variance = Callable[[Point, Point], Scalar]     # (t, s) -> variance of x_s given x_t
+Variance = Callable[[Point, Point], Scalar]  # (t, s) -> variance of x_s given x_t
 
 
 def eps_weight(t: Point, s: Point) -> Scalar:

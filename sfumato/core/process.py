@@ -1,7 +1,7 @@
 """How data becomes noise. Time t runs from 0 (data) to 1 (noise) in float64.
 
-An affine process is two functions, `x_t = alpha(t) x_0 + sigma(t) eps`; drift, diffusion, rates, signal-to-noise and their
-inverses follow (Song et al. 2021, arXiv:2011.13456, eq. 29; Karras et al. 2022, arXiv:2206.00364, appendix B).
+An affine process is two functions, `x_t = alpha(t) x_0 + sigma(t) eps`; drift, diffusion, rates, signal-to-noise and
+their inverses follow (Song et al. 2021, arXiv:2011.13456, eq. 29; Karras et al. 2022, arXiv:2206.00364, appendix B).
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ __all__ = ["Affine", "Point", "Process"]
 class Point:
     """A time with what samplers ask of it: `t`, `alpha`, `sigma` and the network's `time`.
 
-    Host floats where the whole batch shares t; (B,) float64 tensors where it does not. `plan` belongs to the denoiser that is
-    called at this point: grids are reused, and what it derived from the four numbers with them.
-    """
+    Host floats where the whole batch shares t; (B,) float64 tensors where it does not. `plan` belongs to the denoiser
+    that is called at this point: grids are reused, and what it derived from the four numbers with them."""
 
     __slots__ = ("alpha", "plan", "sigma", "t", "time")
 
@@ -56,8 +55,14 @@ class Process(ABC):
         """The exact split of x_t for x0 (B, C, *S) and the noise of `draw`."""
 
     @abstractmethod
-    def prior(self, shape: Sequence[int], rng: Seeds, *, dtype: torch.dtype = torch.float32,
-              device: torch.device | str = "cpu") -> Tensor:
+    def prior(
+        self,
+        shape: Sequence[int],
+        rng: Seeds,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
         """x_1, where sampling begins."""
 
     @abstractmethod
@@ -83,7 +88,7 @@ class Process(ABC):
 class Affine(Process):
     """x_t = alpha(t) x_0 + sigma(t) eps. A new process writes `alpha` and `sigma`; the rest follows from the two."""
 
-    prior_std: float | None = None      # None: sigma(1)
+    prior_std: float | None = None  # None: sigma(1)
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -106,15 +111,21 @@ class Affine(Process):
         return Point(t, self.alpha(t), self.sigma(t), self.network_time(t))
 
     def points(self, grid: Sequence[float] | Tensor) -> list[Point]:
-        t = torch.as_tensor(grid, dtype=torch.float64)
+        t = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
         columns = (t, self.alpha(t), self.sigma(t), self.network_time(t))
         return [Point(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
     def noise(self, x0: Tensor, t: Times, eps: Tensor) -> Estimate:
         return Estimate.exact(self, self.at(t), x0, eps)
 
-    def prior(self, shape: Sequence[int], rng: Seeds, *, dtype: torch.dtype = torch.float32,
-              device: torch.device | str = "cpu") -> Tensor:
+    def prior(
+        self,
+        shape: Sequence[int],
+        rng: Seeds,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
         std = float(self.at(1.0).sigma) if self.prior_std is None else self.prior_std
         x = rng.normal(shape, dtype=dtype, device=device)
         return x if std == 1.0 else x * std
@@ -122,8 +133,8 @@ class Affine(Process):
     def rates(self, t: Scalar) -> tuple[Scalar, Scalar]:
         """(d alpha / dt, d sigma / dt) at t, by differentiating the two functions."""
         moment = torch.as_tensor(t, dtype=torch.float64)
-        rates = tuple(_derivative(f, moment) for f in (self.alpha, self.sigma))
-        return rates if isinstance(t, Tensor) and t.ndim else (float(rates[0]), float(rates[1]))
+        da, ds = _derivative(self.alpha, moment), _derivative(self.sigma, moment)
+        return (da, ds) if moment.ndim else (float(da), float(ds))
 
     def drift(self, x: Tensor, t: Times) -> Tensor:
         """(alpha' / alpha) x."""

@@ -33,9 +33,17 @@ class Seeds:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = int(seed)
-        self.positions: Sequence[int] | None = None     # None: grows to the batch that asks
+        self.positions: Sequence[int] | None = None  # None: grows to the batch that asks
         self._seed: Sequence[int] = ()
         self._generators: list[torch.Generator] = []
+
+    @classmethod
+    def pictures(cls, seeds: Sequence[int]) -> Seeds:
+        """One picture seed per sample; equal seeds give equal noise."""
+        self = cls(seeds[0] if seeds else 0)
+        self.positions = range(len(seeds))
+        self._seed = [key("picture", int(seed)) for seed in seeds]
+        return self
 
     @classmethod
     def at(cls, seed: int, positions: Sequence[int], stream: str = "") -> Seeds:
@@ -66,8 +74,9 @@ class Seeds:
             self._generators.append(torch.Generator().manual_seed(seed))
         return self._generators
 
-    def normal(self, shape: Sequence[int], *, dtype: torch.dtype = torch.float32,
-               device: torch.device | str = "cpu") -> Tensor:
+    def normal(
+        self, shape: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Tensor:
         """Standard normal numbers of `shape` (B, ...), row i from generator i."""
         out = torch.empty(tuple(shape), dtype=dtype)
         for row, generator in zip(out, self._grow(len(out)), strict=False):
@@ -77,11 +86,17 @@ class Seeds:
     def uniform(self, n: int | None = None) -> Tensor:
         """(n,) float64 numbers in [0, 1) on the CPU, one per generator."""
         n = len(self) if n is None else n
-        return torch.cat([torch.rand(1, dtype=torch.float64, generator=g) for g in self._grow(n)[:n]]) if n else \
-            torch.empty(0, dtype=torch.float64)
+        return (
+            torch.cat([torch.rand(1, dtype=torch.float64, generator=g) for g in self._grow(n)[:n]])
+            if n
+            else torch.empty(0, dtype=torch.float64)
+        )
 
     def integers(self, high: int, n: int | None = None) -> Tensor:
         """(n,) integers in [0, high) on the CPU, one per generator."""
         n = len(self) if n is None else n
-        return torch.cat([torch.randint(high, (1,), generator=g) for g in self._grow(n)[:n]]) if n else \
-            torch.empty(0, dtype=torch.int64)
+        return (
+            torch.cat([torch.randint(high, (1,), generator=g) for g in self._grow(n)[:n]])
+            if n
+            else torch.empty(0, dtype=torch.int64)
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -39,10 +40,9 @@ class VP(Affine):
 class Cosine(Affine):
     """alpha = cos(theta), sigma = sin(theta), with sigma / alpha = shift tan(pi t / 2).
 
-    The continuous cosine schedule (Nichol & Dhariwal 2021; Kingma et al. 2021) with the shift of log SNR by -2 log(shift) of
-    simple diffusion (Hoogeboom et al. 2023, arXiv:2301.11093, eq. 6): the larger the picture, the larger `shift`.
-    `end` < 1 keeps alpha(1) above 0. Networks are told `times` x t.
-    """
+    The continuous cosine schedule (Nichol & Dhariwal 2021; Kingma et al. 2021) with the shift of log SNR by -2
+    log(shift) of simple diffusion (Hoogeboom et al. 2023, arXiv:2301.11093, eq. 6): the larger the picture, the larger
+    `shift`. `end` < 1 keeps alpha(1) above 0. Networks are told `times` x t."""
 
     shift: float = 1.0
     end: float = 0.9999
@@ -64,15 +64,14 @@ class Cosine(Affine):
 
 # -- tables ------------------------------------------------------------------------------------------------------------
 
-Betas = Tensor      # (T,) float64: the variance that each of T steps adds
+Betas = Tensor  # (T,) float64: the variance that each of T steps adds
 
 
 class betas:
     """The tables of the literature, each (T,) float64 in (0, 1].
 
-    linear, quad, const, jsd, warmup10, warmup50: Ho et al. 2020 (the code's `get_beta_schedule`); cosine: Nichol & Dhariwal
-    2021, eq. 17; scaled_linear: latent diffusion, linear in sqrt(beta).
-    """
+    linear, quad, const, jsd, warmup10, warmup50: Ho et al. 2020 (the code's `get_beta_schedule`); cosine: Nichol &
+    Dhariwal 2021, eq. 17; scaled_linear: latent diffusion, linear in sqrt(beta)."""
 
     @staticmethod
     def linear(T: int = 1000, start: float = 1e-4, end: float = 0.02) -> Betas:
@@ -106,11 +105,16 @@ class betas:
     def cosine(T: int = 1000, offset: float = 0.008, most: float = 0.999) -> Betas:
         """1 - f((i+1)/T) / f(i/T) with f(u) = cos^2((u + offset) / (1 + offset) pi / 2), at most `most`."""
         f = [math.cos((i / T + offset) / (1 + offset) * math.pi / 2) ** 2 for i in range(T + 1)]
-        return torch.tensor([min(1 - after / before, most) for before, after in zip(f, f[1:], strict=False)], dtype=torch.float64, device="cpu")
+        return torch.tensor(
+            [min(1 - after / before, most) for before, after in itertools.pairwise(f)],
+            dtype=torch.float64,
+            device="cpu",
+        )
 
 
 class Discrete(Affine):
-    """A table of T betas as a continuous process: alpha^2 at t = (k+1)/T is prod_{i <= k} (1 - beta_i) (Ho et al. eq. 4).
+    """A table of T betas as a continuous process: alpha^2 at t = (k+1)/T is prod_{i <= k} (1 - beta_i) (Ho et al. eq.
+    4).
 
     t = 0 is exactly clean. Between entries log(sigma / alpha) is linear in t; below the first entry, where it has no
     finite end, sigma / alpha is. The network's time is T t - 1, held at 0 below the first entry.
@@ -125,8 +129,8 @@ class Discrete(Affine):
             raise ValueError("betas must be a row of numbers in (0, 1]")
         self.betas = table
         self.alpha_bar = torch.cumprod(1 - table, 0)
-        log_signal = torch.cumsum(torch.log1p(-table), 0)                               # log alpha^2, -inf when it is 0
-        self._knots = 0.5 * (torch.log(-torch.expm1(log_signal)) - log_signal)          # log(sigma / alpha)
+        log_signal = torch.cumsum(torch.log1p(-table), 0)  # log alpha^2, -inf when it is 0
+        self._knots = 0.5 * (torch.log(-torch.expm1(log_signal)) - log_signal)  # log(sigma / alpha)
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -162,7 +166,7 @@ class Discrete(Affine):
         low = k.detach().floor().clamp(0, max(len(self) - 2, 0)).long()
         high = (low + 1).clamp(max=len(self) - 1)
         a, b, w = knots[low], knots[high], k - low
-        signal_ends = torch.isinf(b)                                            # there alpha / sigma falls linearly to 0
+        signal_ends = torch.isinf(b)  # there alpha / sigma falls linearly to 0
         to_zero = torch.log1p(-torch.where(signal_ends, w, 0.0))
         inside = a + torch.where(signal_ends, -to_zero, w * (torch.where(signal_ends, a, b) - a))
         return torch.where(k < 0, knots[0] + torch.log1p(k.clamp(max=0.0)), inside)

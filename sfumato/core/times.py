@@ -13,7 +13,7 @@ from sfumato.core.random import Seeds, key
 
 __all__ = ["Spacing", "antithetic", "entries", "leading", "low_discrepancy", "quadratic", "uniform", "uniform_draw"]
 
-# -- draws: (B,) float64 in (0, 1], one per generator --------------------------------------------------------------------
+# -- draws: (B,) float64 in (0, 1], one per generator ------------------------------------------------------------------
 
 
 def entries(rng: Seeds, T: int) -> Tensor:
@@ -27,7 +27,8 @@ def uniform_draw(rng: Seeds) -> Tensor:
 
 
 def antithetic(rng: Seeds, T: int) -> Tensor:
-    """Pairs that mirror each other, k and T - 1 - k (Song et al. 2020, the DDIM code), at positions 2 j and 2 j + 1 of the run."""
+    """Pairs that mirror each other, k and T - 1 - k (Song et al. 2020, the DDIM code), at positions 2 j and 2 j + 1 of
+    the run."""
     positions = torch.tensor(list(_positions(rng)))
     pairs = Seeds.at(rng.seed, (positions // 2).tolist(), "antithetic")
     k = pairs.integers(T)
@@ -35,11 +36,11 @@ def antithetic(rng: Seeds, T: int) -> Tensor:
 
 
 def low_discrepancy(rng: Seeds) -> Tensor:
-    """Uniform over (0, 1] and nearly even in any run of consecutive examples: the golden-ratio sequence from a random start.
+    """Uniform over (0, 1] and nearly even in any run of consecutive examples: the golden-ratio sequence from a random
+    start.
 
-    The loss of a batch then varies less with the t it happened to get (the aim of Kingma et al. 2021, appendix I.1), while t
-    remains a function of the example's position alone.
-    """
+    The loss of a batch then varies less with the t it happened to get (the aim of Kingma et al. 2021, appendix I.1),
+    while t remains a function of the example's position alone."""
     start = key(rng.seed, "low discrepancy") / 2**63
     golden = (math.sqrt(5.0) - 1.0) / 2.0
     n = torch.tensor([float(p % 2**24) for p in _positions(rng)], dtype=torch.float64)
@@ -50,21 +51,22 @@ def _positions(rng: Seeds) -> range | list[int]:
     return list(rng.positions) if rng.positions is not None else range(len(rng))
 
 
-# -- grids: from `start` to `end`, monotone, float64 ---------------------------------------------------------------------
+# -- grids: from `start` to `end`, monotone, float64 -------------------------------------------------------------------
 
-Spacing = Callable[[Process, int, float, float], Tensor]        # (process, steps, start, end) -> (steps + 1,)
+Spacing = Callable[[Process, int, float, float], Tensor]  # (process, steps, start, end) -> (steps + 1,)
 
 
 def uniform(process: Process, steps: int, start: float, end: float) -> Tensor:
-    """Equal steps in t. On a table of T entries with S | T it visits the indices T - 1, T - 1 - T/S, ... ("trailing")."""
+    """Equal steps in t. On a table of T entries with S | T it visits the indices T - 1, T - 1 - T/S, ...
+    ("trailing")."""
     return torch.linspace(start, end, steps + 1, dtype=torch.float64)
 
 
 def leading(process: Process, steps: int, start: float, end: float) -> Tensor:
     """Every (T // S)-th entry of a table from entry 0: the "uniform" of the DDIM code, which begins short of t = 1.
 
-    When S does not divide T there are more than S steps, as there (S = 30 of 1000: 31). Raises ValueError without a table.
-    """
+    When S does not divide T there are more than S steps, as there (S = 30 of 1000: 31). Raises ValueError without a
+    table."""
     T = _table(process, "leading")
     return _within([0.0, *((k + 1) / T for k in range(0, T, T // steps))], start, end)
 
@@ -72,8 +74,8 @@ def leading(process: Process, steps: int, start: float, end: float) -> Tensor:
 def quadratic(process: Process, steps: int, start: float, end: float) -> Tensor:
     """Entries int((linspace(0, sqrt(0.8 T), S))^2) of a table, the "quad" of the DDIM code: dense near the data.
 
-    It begins at t = 0.8, where x is still taken as standard normal. Without a table: the squares of equal steps, up to t = 1.
-    """
+    It begins at t = 0.8, where x is still taken as standard normal. Without a table: the squares of equal steps, up to
+    t = 1."""
     if not hasattr(process, "__len__"):
         return _within((torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** 2).tolist(), start, end)
     T = _table(process, "quadratic")
@@ -88,7 +90,8 @@ def _table(process: Process, name: str) -> int:
 
 
 def _within(rising: list[float], start: float, end: float) -> Tensor:
-    """The knots between the two ends, in the direction of travel. A grid to t = 1 may begin short of it; others include both."""
+    """The knots between the two ends, in the direction of travel. A grid to t = 1 may begin short of it; others
+    include both."""
     low, high = min(start, end), max(start, end)
     kept = [t for t in rising if low <= t <= high]
     kept = kept if kept and kept[0] == low else [low, *kept]

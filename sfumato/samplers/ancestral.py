@@ -48,7 +48,8 @@ class Ancestral(Sampler):
 
 @dataclass(frozen=True)
 class DDIM(Sampler):
-    """x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z with c = eta x the posterior's deviation (Song et al. 2021, eq. 12).
+    """x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z with c = eta x the posterior's deviation (Song et al. 2021,
+    eq. 12).
 
     eta 0 is deterministic and first order in the probability flow: it also encodes (end > start). eta 1 is `Ancestral`
     with the small variance. x0 is not clipped unless the denoiser does it, and eps follows a clipped x0.

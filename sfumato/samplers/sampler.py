@@ -23,10 +23,10 @@ __all__ = ["Sampler", "State"]
 class State(NamedTuple):
     """Where a trajectory is. Each holds tensors of its own."""
 
-    x: Tensor                               # (B, C, *S) at `point`
+    x: Tensor  # (B, C, *S) at `point`
     point: Point
-    estimate: Estimate | None = None        # what the denoiser said on the way here; None before the first step
-    memory: tuple[Any, ...] = ()            # what a multistep method remembers
+    estimate: Estimate | None = None  # what the denoiser said on the way here; None before the first step
+    memory: tuple[Any, ...] = ()  # what a multistep method remembers
     stage: str = ""
 
     @property
@@ -49,8 +49,9 @@ class Sampler(ABC):
     def step(self, denoiser: Denoiser, state: State, s: Point, rng: Seeds | None) -> State:
         """From state.point to s. Returns where it went."""
 
-    def trajectory(self, denoiser: Denoiser, x: Tensor, *, rng: Seeds | None = None,
-                   start: float = 1.0, end: float = 0.0) -> Iterator[State]:
+    def trajectory(
+        self, denoiser: Denoiser, x: Tensor, *, rng: Seeds | None = None, start: float = 1.0, end: float = 0.0
+    ) -> Iterator[State]:
         """The state after every step from x (B, C, *S) at `start` to `end`, t in [0, 1]; end > start encodes.
 
         `rng` is needed by samplers that add noise. Nothing is kept of states that the caller lets go.
@@ -65,8 +66,9 @@ class Sampler(ABC):
                 state = self.step(denoiser, state, s, rng)
             yield state
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, *, rng: Seeds | None = None,
-                 start: float = 1.0, end: float = 0.0) -> Tensor:
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, *, rng: Seeds | None = None, start: float = 1.0, end: float = 0.0
+    ) -> Tensor:
         """x (B, C, *S) at `end`."""
         for state in self.trajectory(denoiser, x, rng=rng, start=start, end=end):
             x = state.x

@@ -25,7 +25,10 @@ class Toy(torch.nn.Module):
 
 def conds(n=3):
     g = torch.Generator().manual_seed(0)
-    return (Cond(vector=torch.randn(n, 2, generator=g, dtype=torch.float64)), Cond(vector=torch.zeros(n, 2, dtype=torch.float64)))
+    return (
+        Cond(vector=torch.randn(n, 2, generator=g, dtype=torch.float64)),
+        Cond(vector=torch.zeros(n, 2, dtype=torch.float64)),
+    )
 
 
 X = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -80,7 +83,9 @@ def test_drop_replaces_whole_examples():
     told, null = conds()
     keep = torch.tensor([True, False, True])
     dropped = told.drop(null, keep)
-    assert torch.equal(dropped.vector[keep], told.vector[keep]) and torch.equal(dropped.vector[~keep], null.vector[~keep])
+    assert torch.equal(dropped.vector[keep], told.vector[keep]) and torch.equal(
+        dropped.vector[~keep], null.vector[~keep]
+    )
 
 
 def test_token_rows_of_different_length_are_padded_and_masked():

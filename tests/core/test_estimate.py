@@ -22,9 +22,11 @@ def pair(dtype=torch.float64):
 
 def _exact(process, truth, answer, predict):
     """The Estimate of a network that answers `answer`."""
+
     class Net(torch.nn.Module):
         def forward(self, x, time):
             return answer
+
     return NeuralDenoiser(Net(), process, PREDICT[predict])(truth.xt, truth.point)
 
 
@@ -56,7 +58,7 @@ def test_views_are_their_definitions():
 def test_nothing_is_lost_near_the_data_in_float32():
     process = Discrete.linear()
     x0, eps = pair(torch.float32)
-    truth = process.noise(x0, 1e-6, eps)            # sigma 1e-5: through x0 the noise would drown in rounding
+    truth = process.noise(x0, 1e-6, eps)  # sigma 1e-5: through x0 the noise would drown in rounding
     guess = _exact(process, truth, eps, "eps")
     assert torch.equal(guess.eps, eps) and float((guess.x0 - x0).abs().max()) < 1e-6
 
@@ -80,7 +82,9 @@ def test_lerp_is_the_same_in_every_view(predict):
     for w in (0.0, 0.3, 1.0, -2.0):
         mixed = one.lerp(two, w)
         for view in VIEWS:
-            assert torch.allclose(getattr(mixed, view), (1 - w) * getattr(one, view) + w * getattr(two, view), atol=1e-10), (view, w)
+            assert torch.allclose(
+                getattr(mixed, view), (1 - w) * getattr(one, view) + w * getattr(two, view), atol=1e-10
+            ), (view, w)
 
 
 def test_replacing_one_half_moves_the_other_so_that_the_split_holds():

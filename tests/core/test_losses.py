@@ -1,5 +1,6 @@
 """The denoising loss and the variational bound against closed forms (spec 1.6)."""
 
+import itertools
 import math
 
 import pytest
@@ -18,12 +19,12 @@ S = 0.5
 
 
 def pixel_exact_terms(variance):
-    """KL terms t = 2..T of data N(0, 0.25) and the exact denoiser, the expectation taken exactly: |x0 - guess|^2 is set to
-    Var(x0 | x_t), which is all that the KL sees of x0."""
+    """KL terms t = 2..T of data N(0, 0.25) and the exact denoiser, the expectation taken exactly: |x0 - guess|^2 is
+    set to Var(x0 | x_t), which is all that the KL sees of x0."""
     oracle, terms = Gaussian(CHAIN, 0.0, S), []
     points = CHAIN.points(torch.arange(1000, 0, -1, dtype=torch.float64) / 1000)
     xt = torch.full((1, 1), 0.7, dtype=torch.float64)
-    for t, s in zip(points, points[1:], strict=False):
+    for t, s in itertools.pairwise(points):
         guess = oracle(xt, t)
         spread = math.sqrt(S**2 * t.sigma**2 / (t.alpha**2 * S**2 + t.sigma**2))
         terms.append(float(losses.bound(guess.with_x0(guess.x0 + spread), guess, s, variance=variance)))
@@ -49,13 +50,13 @@ def test_prior_term_of_uniform_data():
 def test_decoder_is_a_distribution_over_256_levels(std, mean):
     levels = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).reshape(256, 1)
     bits = losses.decoder_bits(levels, torch.full_like(levels, mean), std**2)
-    kept = bits < 39.8                                             # the floor of 1e-12 adds what is not there
+    kept = bits < 39.8  # the floor of 1e-12 adds what is not there
     assert float((2.0 ** -bits[kept]).sum()) == pytest.approx(1.0, abs=1e-9)
 
 
 def test_whole_bound_of_two_equal_levels():
-    """Data of two levels, each with probability 1/2: the exact denoiser pays 1 bit for the choice, and what the decoder's fixed
-    variance costs, -log2 of the mass that a normal of that variance leaves in a bin."""
+    """Data of two levels, each with probability 1/2: the exact denoiser pays 1 bit for the choice, and what the
+    decoder's fixed variance costs, -log2 of the mass that a normal of that variance leaves in a bin."""
     g = torch.Generator().manual_seed(0)
     values = torch.tensor([102.0, 152.0], dtype=torch.float64) / 127.5 - 1
     x0 = values[torch.randint(2, (64, 1, 8, 8), generator=g)]
@@ -64,11 +65,14 @@ def test_whole_bound_of_two_equal_levels():
         process = CHAIN
 
         def __call__(self, xt, t):
-            one = Mixture(CHAIN, values.reshape(2, 1), torch.full((2,), 1e-9, dtype=torch.float64))(xt.reshape(-1, 1), t)
+            one = Mixture(CHAIN, values.reshape(2, 1), torch.full((2,), 1e-9, dtype=torch.float64))(
+                xt.reshape(-1, 1), t
+            )
             return Estimate.from_x0(CHAIN, one.point, xt, one.x0.reshape(xt.shape))
+
     found = losses.variational_bound(Pixelwise(), x0, torch.linspace(1, 0, 1001, dtype=torch.float64), rng=Seeds(0))
     assert torch.allclose(found.total, found.prior + found.steps.sum(0)) and found.steps.shape == (1000, 64)
-    assert 1.0 < float((found.total - found.steps[-1]).mean()) < 1.04        # 1 bit and what a thousand finite steps lose
+    assert 1.0 < float((found.total - found.steps[-1]).mean()) < 1.04  # 1 bit and what a thousand finite steps lose
     std = math.sqrt(small(*CHAIN.points([0.002, 0.001])))
     assert float(found.steps[-1].mean()) == pytest.approx(-math.log2(math.erf(1 / 255 / std / math.sqrt(2))), rel=1e-9)
 
@@ -90,15 +94,19 @@ def test_each_view_is_the_plain_error_of_its_definition(view):
     oracle = Gaussian(process, 0.0, S)
     truth = process.noise(x0, t, eps)
     expected = (getattr(oracle(truth.xt, t), view) - getattr(truth, view)).square().flatten(1).mean(1)
-    assert torch.allclose(losses.denoising(oracle, x0, t, rng=Seeds(0), eps=eps, view=getattr(views, view)), expected, rtol=1e-12)
+    assert torch.allclose(
+        losses.denoising(oracle, x0, t, rng=Seeds(0), eps=eps, view=getattr(views, view)), expected, rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("weight", [losses.snr, losses.min_snr(5.0), losses.truncated_snr])
 def test_a_weight_means_the_same_in_every_view(weight):
     process, t = VP(), torch.tensor([0.1, 0.3, 0.6, 0.95], dtype=torch.float64)
     x0, eps = Seeds(1).normal((4, 2, 4), dtype=torch.float64), Seeds(2).normal((4, 2, 4), dtype=torch.float64)
-    rows = [losses.denoising(Gaussian(process, 0.1, S), x0, t, rng=Seeds(0), eps=eps, view=view, weight=weight)
-            for view in (views.x0, views.eps, views.v, views.score, views.velocity)]
+    rows = [
+        losses.denoising(Gaussian(process, 0.1, S), x0, t, rng=Seeds(0), eps=eps, view=view, weight=weight)
+        for view in (views.x0, views.eps, views.v, views.score, views.velocity)
+    ]
     for row in rows[1:]:
         assert torch.allclose(row, rows[0], rtol=1e-9)
 

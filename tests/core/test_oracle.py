@@ -1,5 +1,7 @@
 """Exact denoisers against the density they claim to know."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ def test_score_is_the_gradient_of_the_log_density(process, t):
         variance = (point.alpha * STDS) ** 2 + point.sigma**2
         square = (x.flatten(1)[:, None] - point.alpha * MEANS.flatten(1)).square().sum(-1)
         return (WEIGHTS.log() - square / (2 * variance) - variance.log()).logsumexp(1)
+
     x = X.clone().requires_grad_()
     expected = torch.autograd.grad(log_density(x).sum(), x)[0]
     guess = Mixture(process, MEANS, STDS, WEIGHTS)(X, t)
@@ -43,7 +46,7 @@ def test_flow_is_the_solution_of_the_ode():
     """Four thousand midpoint steps of dx/dt = velocity."""
     process = VP()
     oracle, x, grid = Gaussian(process, 0.3, 0.5), X, torch.linspace(1, 0.01, 4001, dtype=torch.float64)
-    for a, b in zip(grid, grid[1:], strict=False):
+    for a, b in itertools.pairwise(grid):
         middle = x + (b - a) / 2 * oracle(x, float(a)).velocity
         x = x + (b - a) * oracle(middle, float((a + b) / 2)).velocity
     assert torch.allclose(oracle.flow(x, 0.01), oracle.flow(X, 1.0), atol=1e-6)

@@ -25,23 +25,31 @@ def test_discrete_between_and_outside_its_entries():
     process = Discrete.linear()
     clean, below, at_first, middle = process.points([0.0, 0.0004, 0.001, 0.5005])
     assert (clean.alpha, clean.sigma, clean.time) == (1.0, 0.0, 0.0)
-    assert below.time == 0.0 and math.isclose(below.sigma / below.alpha, 0.4 * at_first.sigma / at_first.alpha, rel_tol=1e-12)
+    assert below.time == 0.0 and math.isclose(
+        below.sigma / below.alpha, 0.4 * at_first.sigma / at_first.alpha, rel_tol=1e-12
+    )
     low, high = (math.log(p.sigma / p.alpha) for p in process.points([0.5, 0.501]))
-    assert math.isclose(math.log(middle.sigma / middle.alpha), (low + high) / 2, rel_tol=1e-9) and middle.time == pytest.approx(499.5)
+    assert math.isclose(
+        math.log(middle.sigma / middle.alpha), (low + high) / 2, rel_tol=1e-9
+    ) and middle.time == pytest.approx(499.5)
 
 
 def test_known_figures_of_the_tables():
     linear = Discrete.linear()
     assert float(linear.alpha_bar[-1]) == pytest.approx(4.0358e-5, rel=1e-4)
     first, last = linear.points([0.001, 1.0])
-    assert first.sigma / first.alpha == pytest.approx(0.0100, abs=1e-4) and last.sigma / last.alpha == pytest.approx(157.41, abs=5e-3)
+    assert first.sigma / first.alpha == pytest.approx(0.0100, abs=1e-4) and last.sigma / last.alpha == pytest.approx(
+        157.41, abs=5e-3
+    )
     assert float(Discrete.cosine(1000).alpha_bar[-1]) == pytest.approx(2.43e-9, rel=2e-3)
     assert float(Discrete.cosine(4000).alpha_bar[-1]) == pytest.approx(1.52e-10, rel=5e-3)
     assert int((betas.cosine() == 0.999).sum()) == 1
     assert Discrete(betas.jsd()).points([1.0])[0].alpha == 0.0 and Discrete(betas.jsd()).points([1.0])[0].sigma == 1.0
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("linear", "linear"), ("scaled_linear", "scaled_linear"), ("cosine", "squaredcos_cap_v2")])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("linear", "linear"), ("scaled_linear", "scaled_linear"), ("cosine", "squaredcos_cap_v2")]
+)
 def test_tables_equal_diffusers(ours, theirs):
     limits = {} if ours == "cosine" else {"beta_start": 0.00085, "beta_end": 0.012}
     table = getattr(betas, ours)(1000, *limits.values())
@@ -49,7 +57,9 @@ def test_tables_equal_diffusers(ours, theirs):
 
 
 def test_warm_up_quad_and_const_tables():
-    assert torch.equal(betas.warmup(100, fraction=0.5)[50:], betas.const(50)) and torch.equal(betas.warmup(100, fraction=0.5)[:50], betas.linear(50))
+    assert torch.equal(betas.warmup(100, fraction=0.5)[50:], betas.const(50)) and torch.equal(
+        betas.warmup(100, fraction=0.5)[:50], betas.linear(50)
+    )
     assert torch.allclose(betas.quad(10).sqrt().diff(), betas.quad(10).sqrt().diff()[0].expand(9), rtol=1e-12)
     assert torch.allclose(betas.jsd(4), torch.tensor([1 / 4, 1 / 3, 1 / 2, 1.0], dtype=torch.float64))
 
@@ -67,7 +77,10 @@ def test_vp_gives_songs_drift_and_diffusion():
 
 def test_linear_table_tends_to_vp():
     """Ho's table is the discretisation of Song's beta(t) = 0.1 + 19.9 t."""
-    gaps = [float((Discrete.linear(n, 0.1 / n, 20 / n).log_snr(T) - VP().log_snr(T)).abs().max()) for n in (1000, 2000, 4000)]
+    gaps = [
+        float((Discrete.linear(n, 0.1 / n, 20 / n).log_snr(T) - VP().log_snr(T)).abs().max())
+        for n in (1000, 2000, 4000)
+    ]
     assert gaps[0] < 0.07 and gaps[0] / gaps[1] == pytest.approx(2, rel=0.02) == gaps[1] / gaps[2]
 
 

@@ -13,6 +13,15 @@ def test_a_picture_seed_is_the_same_alone_and_among_others():
     assert not torch.equal(many[0], many[1])
 
 
+def test_equal_picture_seeds_give_equal_noise():
+    rows = Seeds.pictures([8, 2, 8]).normal((3, 5))
+    assert (
+        torch.equal(rows[0], rows[2])
+        and torch.equal(rows[:1], Seeds(8).normal((1, 5)))
+        and not torch.equal(rows[0], rows[1])
+    )
+
+
 def test_a_generator_goes_on_where_it_was():
     rng, again = Seeds(1), Seeds(1)
     first, second = rng.normal((2, 5)), rng.normal((2, 5))
@@ -54,7 +63,9 @@ def test_draws_are_uniform_standard_and_independent():
     rng = Seeds.at(0, range(4000))
     u, k, z = rng.uniform(), rng.integers(10), rng.normal((4000, 16))
     assert abs(float(u.mean()) - 0.5) < 4 * 0.2887 / 4000**0.5
-    assert float((torch.bincount(k, minlength=10) - 400.0).square().sum() / 400) < 27.9        # chi square, 9 degrees, p 0.001
+    assert (
+        float((torch.bincount(k, minlength=10) - 400.0).square().sum() / 400) < 27.9
+    )  # chi square, 9 degrees, p 0.001
     assert abs(float(z.mean())) < 4 / 64000**0.5 and abs(float(z.std()) - 1) < 4 / 128000**0.5
     assert abs(float((z[1:] * z[:-1]).mean())) < 4 / 64000**0.5
 
@@ -77,4 +88,6 @@ def test_low_discrepancy_is_even_in_every_batch_and_a_function_of_position():
     t = times.low_discrepancy(Seeds.at(2, range(64)))
     counts = torch.histc(t[16:48].float(), 8, 0.0, 1.0)
     assert counts.min() >= 3 and counts.max() <= 5
-    assert torch.equal(times.low_discrepancy(Seeds.at(2, [37])), t[37:38]) and float(t.min()) > 0 and float(t.max()) <= 1
+    assert (
+        torch.equal(times.low_discrepancy(Seeds.at(2, [37])), t[37:38]) and float(t.min()) > 0 and float(t.max()) <= 1
+    )

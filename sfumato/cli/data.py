@@ -1,0 +1,48 @@
+"""`sfumato data check DATA`: everything worth knowing before a model is trained on it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from ..data.check import as_dict, check, render
+from ..errors import UserError
+from .flags import DataFlags
+from .parse import option, parse
+from .progress import Progress
+
+__all__ = ["run"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Look at every picture once: sizes, classes, captions, copies, what would be skipped and why, and what training
+    would make of the rest."""
+
+    source: Annotated[
+        str, Positional, option("a folder, .parquet, .npz, .zip, hf:NAME, digits or glyphs", "DATA", "")
+    ] = ""
+    json: Annotated[bool, option("one JSON object, for programs")] = False
+    data: OmitArgPrefixes[DataFlags] = field(default_factory=DataFlags)
+
+
+def run(args: list[str]) -> int:
+    verb, rest = (args[0], args[1:]) if args else ("", [])
+    if verb in ("", "-h", "--help"):
+        print(
+            "sfumato data check DATA: everything worth knowing before a model is trained on it.\n"
+            "`sfumato data check --help` explains."
+        )
+        return 0
+    if verb != "check":
+        raise UserError(f"there is no `sfumato data {verb}`: there is `sfumato data check DATA`.")
+    flags = parse(Check, "data check", rest)
+    if not flags.source:
+        raise UserError("data check needs data, as in `sfumato data check photos/`.")
+    with Progress("looking at pictures", quiet=flags.json) as show:
+        report = check(flags.source, flags.data.options(), show)
+    print(json.dumps(as_dict(report), indent=2) if flags.json else render(report))
+    return 0

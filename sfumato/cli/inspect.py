@@ -1,0 +1,193 @@
+"""`sfumato inspect RUN|FILE|PICTURE`: what a run, a .safetensors file or a picture says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+from safetensors import SafetensorError, safe_open
+from tyro.conf import Positional
+
+from ..data.options import escape
+from ..data.pictures import read_settings
+from ..engine.run import RunFolder
+from ..engine.state import Damaged, check, checkpoints
+from ..errors import UserError
+from .parse import nearest, option, parse
+from .runs import described, find_run
+from .show import Rows, amount, rows, size, table
+
+__all__ = ["run"]
+
+LISTED = 40  # tensors
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Show what a run, a .safetensors file or a PNG says of itself. Every byte of a run's checkpoints is verified."""
+
+    what: Annotated[str, Positional, option("a run's folder, a .safetensors file or a PNG", "RUN|FILE|PICTURE", "")] = (
+        ""
+    )
+    all: Annotated[bool, option("every tensor of a file, not only the first 40")] = False
+
+
+def run(args: list[str]) -> int:
+    flags = parse(Inspect, "inspect", args)
+    path = Path(flags.what)
+    if not flags.what:
+        raise UserError("inspect what? Give a run's folder, a .safetensors file or a PNG.")
+    if path.is_dir():
+        return _run_folder(find_run(path, "inspect"))
+    if not path.exists():
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = nearest(path.name, beside, " give a run, a .safetensors file or a PNG.")
+        raise UserError(f"there is no '{flags.what}':{hint}")
+    if path.suffix == ".safetensors":
+        print(_tensors(path, most=None if flags.all else LISTED))
+    elif path.suffix.lower() == ".png":
+        print(_picture(path))
+    else:
+        raise UserError(
+            f"'{flags.what}' is nothing that inspect can read: give a run's folder, a .safetensors file or a PNG."
+        )
+    return 0
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def _run_folder(home: Path) -> int:
+    """Prints; 2 if something in it is damaged."""
+    facts, folder = described(home), RunFolder(home)
+    print(rows(_about(facts), indent=""))
+    if folder.metrics.exists():
+        print(rows(list(_metrics(folder.metrics)), indent=""))
+    alone = (home / "manifest.json").exists()  # a checkpoint, or a final/ that was shared
+    places = [home] if alone else [place for place in (folder.final, *checkpoints(folder)) if place.exists()]
+    verdicts = [("weights" if alone else place.name, *_verdict(place)) for place in places]
+    listed = [(name, text) for name, text, _ in verdicts]
+    print(rows(listed or [("weights", "none yet: no checkpoint has been written")], indent=""))
+    return 0 if all(good for *_, good in verdicts) else 2
+
+
+def _about(facts: Mapping[str, Any]) -> Rows:
+    config, training, data = facts["config"], facts.get("training") or {}, facts.get("data") or {}
+    classes = [str(name) for name in facts.get("classes") or ()]
+    shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+    preset = f", preset {facts['preset']}" if facts.get("preset") else ""
+    shape = " x ".join(map(str, data.get("shape") or ["?"]))
+    out = [
+        ("paper", f"{facts['paper']}{preset} (sfumato {facts.get('version', '?')})"),
+        ("data", f"{data.get('examples', '?'):,} examples of {shape} (channels x height x width)"),
+    ]
+    if classes:
+        out.append(("classes", f"{len(classes)}: {escape(shown)}"))
+    if training:
+        out.append(
+            (
+                "training",
+                f"{training['steps']:,} steps of {training['batch']}, lr {training['lr']:g} "
+                f"{training['decay']}, ema {training['ema']:g} ({training['ema_rule']})",
+            )
+        )
+    return [*out, ("config", "\n".join(_flat(config)))]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif name != "classes":
+            yield f"{prefix}{name} {_plain(value)}"
+
+
+def _metrics(path: Path) -> Iterator[tuple[str, str]]:
+    """The first, best and last of each loss, and the last of what tells of health."""
+    lines = [line for line in map(_parsed, path.read_text("utf-8", errors="replace").splitlines()) if line]
+    for name in ("loss", "held/model"):
+        seen = [(line[name], line["step"]) for line in lines if isinstance(line.get(name), int | float)]
+        if seen:
+            (best, when), (last, end) = min(seen), seen[-1]
+            yield name, f"{seen[0][0]:.4f} at first, {best:.4f} at best (step {when:,}), {last:.4f} at step {end:,}"
+    line: dict[str, Any] = next((line for line in reversed(lines) if "rate" in line), {})
+    health = {
+        "rate": "pictures per second",
+        "ema_lag": "lag of the average",
+        "skipped": "steps skipped",
+        "norm": "gradient norm",
+    }
+    told = [f"{words} {line[name]:g}" for name, words in health.items() if isinstance(line.get(name), int | float)]
+    if told:
+        yield "last line", ", ".join(told)
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else {}
+
+
+def _verdict(place: Path) -> tuple[str, bool]:
+    """What is in a checkpoint or a final/, every byte compared with the manifest."""
+    try:
+        listed = json.loads((place / "manifest.json").read_bytes())["files"]
+        check(place, tuple(listed), hashes=True)
+    except (OSError, ValueError, KeyError, TypeError):
+        return "damaged: its manifest cannot be read", False
+    except Damaged as problem:
+        return f"{problem}", False
+    what = ", ".join(name.removesuffix(".safetensors") for name in sorted(listed) if name.endswith(".safetensors"))
+    total = sum(int(entry["size"]) for entry in listed.values())
+    return f"whole (SHA-256 of {amount(len(listed), 'file')}, {size(total)}): {what}; weights {_digest(listed)}", True
+
+
+def _digest(listed: Mapping[str, Any]) -> str:
+    return str(listed.get("ema.safetensors", listed.get("model.safetensors", {})).get("sha256", ""))[:12]
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _tensors(path: Path, *, most: int | None) -> str:
+    """Names, types and shapes of a safetensors file, and the text of its header. Nothing is loaded."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names, header = sorted(file.keys()), file.metadata() or {}
+            parts = [(name, file.get_slice(name)) for name in names]
+            cells = [
+                (escape(name), str(part.get_dtype()), " x ".join(map(str, part.get_shape())) or "one number")
+                for name, part in parts
+            ]
+            count = sum(prod(part.get_shape()) for _, part in parts)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(
+            f"'{path}' is no whole .safetensors file ({str(error).splitlines()[0]}): fetch it again, or train it again."
+        ) from None
+    lines = [f"{path.name}: {amount(len(names), 'tensor')}, {count:,} numbers, {size(path.stat().st_size)}"]
+    lines += [f"  {escape(name)}: {escape(text[:200])}" for name, text in sorted(header.items())]
+    lines += [table(cells[:most])] if cells else []
+    left = len(cells) - len(cells[:most])
+    return "\n".join([*lines, f"and {left:,} more: --all shows them"] if left else lines)
+
+
+def _picture(path: Path) -> str:
+    """The settings of a PNG: what `--like` would repeat."""
+    found = dict(read_settings(path))
+    request = dict(found.pop("request", {}))
+    if "seed" in request and "n" in request:
+        last = request["seed"] + request["n"] - 1
+        found["made among"] = f"seeds {request['seed']} to {last}, {request.get('batch', '?')} at once"
+    left = {name: value for name, value in request.items() if name not in {*found, "n", "batch", "only"}}
+    pairs = [(name, escape(_plain(value))) for name, value in {**found, **left}.items()]
+    return f"{path.name}\n{rows(pairs)}"
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) or "(none)" if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,241 @@
+"""From the command line to everything that training needs."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import DataOptions, Dataset, open_data
+from ..engine import Options, RunFolder, fresh
+from ..engine.distributed import World
+from ..engine.plan import choose_device, choose_precision, out_of_memory
+from ..errors import UserError
+from ..recipe import Ask, Paper, Recipe, Training, config_dict, config_from
+from ..samplers.ancestral import DDIM
+from .choose import fit_config, pick_preset, pick_size, rehearse, timing
+from .flags import EXAMPLES, TrainFlags, for_paper, value_of
+from .parse import nearest, parse
+from .plan import Facts, Rows, refuse_if_full, rows_of
+from .progress import Progress
+from .runs import described, find_run, free_folder, writable
+from .samplers import own_sampler
+
+__all__ = ["Job", "asked_training", "built", "new", "open_split", "options_of", "preview_of"]
+
+PREVIEW_STEPS = 50
+REHEARSED = 16  # pictures
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run about to start or to go on."""
+
+    recipe: Recipe
+    data: Dataset
+    held: Dataset | None
+    options: Options
+    plan: Rows
+    resume: bool = False
+
+
+# -- a new run ---------------------------------------------------------------------------------------------------------
+
+
+def new(args: list[str], found: Paper, world: World) -> Job:
+    """Data first, then the config that fits it, then what the user overrides. Raises UserError."""
+    origin = value_of(args, "--from")
+    before = described(find_run(origin, f"train {found.name} DATA --from")) if origin else {}
+    preset = _preset(value_of(args, "--preset"), before, found, value_of(args, "--device") or "auto")
+    config, training = _starting_point(found, preset, before)
+    flags = parse(for_paper(found, config, training), "train", args, examples=EXAMPLES)
+    if not flags.source:
+        raise UserError(f"train {found.name} on what? Give data, as in `sfumato train {found.name} photos/`.")
+    device = choose_device(flags.machine.device, world.local)
+    out = _out(flags, found.name)
+    options = options_of(flags, out, preset, _training(flags, training))
+    world.barrier()  # every process has looked for a free folder before one is made
+    plain = flags.data.options()
+    asked = _data_options(flags.source, plain, before, device)
+    data, held = open_split(flags.source, asked, flags.data.holdout, options.seed, world, quiet=options.quiet)
+    fitted = fit_config(found, config, data)
+    config = parse(for_paper(found, fitted, training), "train", args).config
+    _refuse_shape(config, fitted)
+    options = replace(options, private=_private(flags, asked, options.seed))
+    recipe = built(found.name, config, options.seed)
+    options, seconds = _timed(recipe, data, options, device, world)
+    refuse_if_full(recipe, replace(options, out=writable(out)))
+    facts = Facts(
+        flags.source,
+        found.name,
+        recipe,
+        data,
+        held,
+        options,
+        device,
+        world.size,
+        seconds,
+        options.threads,
+        shrunk=not before and asked.size != plain.size,
+    )
+    return Job(recipe, data, held, options, rows_of(facts))
+
+
+def _preset(asked: str, before: dict[str, Any], found: Paper, device: str) -> str:
+    if asked and asked not in found.presets:
+        hint = nearest(asked, list(found.presets), f" it has {', '.join(found.presets)}.")
+        raise UserError(f"{found.name} has no preset '{asked}':{hint}")
+    return asked or str(before.get("preset") or "") or pick_preset(found, choose_device(device))
+
+
+def _starting_point(found: Paper, preset: str, before: dict[str, Any]) -> tuple[Any, Training]:
+    """The preset's config and training; with --from, the model of that run."""
+    chosen = found.presets.get(preset) or next(iter(found.presets.values()))
+    if not before:
+        return chosen.config, chosen.training
+    if before["paper"] != found.name:
+        raise UserError(
+            f"that run was trained with the paper '{before['paper']}': fine-tune it with "
+            f"`sfumato train {before['paper']} DATA --from RUN`."
+        )
+    return config_from(found.config, before["config"]), chosen.training
+
+
+def _out(flags: TrainFlags, name: str) -> Path:
+    """The run's folder. Raises UserError when it holds a run already."""
+    if flags.output.out is None:
+        source = Path(flags.source)
+        stem = (source.resolve() if source.exists() else source).stem.replace(":", "-") or "data"
+        return free_folder(Path("runs") / f"{name}-{stem}")
+    out = flags.output.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out '{out}' is a file: give a folder.")
+    if RunFolder(out).started:
+        raise UserError(
+            f"'{out}' already holds a run: go on with `sfumato train --resume {out}`, or choose another --out."
+        )
+    return out
+
+
+def _data_options(source: str, asked: DataOptions, before: dict[str, Any], device: torch.device) -> DataOptions:
+    """As asked; what is not asked follows the run that is fine-tuned, else the machine."""
+    if not before:
+        return pick_size(source, asked, device)
+    channels, *space = before["config"]["shape"]
+    return replace(asked, size=asked.size or (space[-1], space[-2]), channels=asked.channels or channels)
+
+
+def open_split(
+    source: str, asked: DataOptions, holdout: float | None, seed: int, world: World, *, quiet: bool
+) -> tuple[Dataset, Dataset | None]:
+    """Training and held-out pictures. The first process decodes, the others find the cache."""
+    if not world.main:
+        world.barrier()
+    with Progress("reading pictures", quiet=quiet) as show:
+        data = open_data(source, asked, show)
+    if world.main:
+        world.barrier()
+    share = (0.02 if len(data) >= 100 else 0.0) if holdout is None else holdout
+    return data.split(share, seed) if share else (data, None)
+
+
+def _refuse_shape(config: Any, fitted: Any) -> None:
+    if config.shape != fitted.shape:
+        raise UserError("--config.shape follows the data: give --size (and --channels) instead.")
+    if config.classes != fitted.classes:
+        raise UserError("--config.classes follows the data: give --labels folder, a column or none instead.")
+
+
+def options_of(flags: Any, out: Path, preset: str, training: Training) -> Options:
+    machine, output = asdict(flags.machine), asdict(flags.output)
+    del output["out"]
+    return Options(
+        out=out,
+        training=training,
+        seed=flags.seed or 0,
+        auto_batch=flags.batch in ("", "auto"),
+        init_from=flags.start,
+        stage=flags.stage or "model",
+        preset=preset,
+        **machine,
+        **output,
+    )
+
+
+def _private(flags: Any, asked: DataOptions, seed: int) -> dict[str, Any]:
+    """For run.yaml: what `--resume` needs."""
+    source = str(Path(flags.source).resolve()) if Path(flags.source).exists() else flags.source
+    return {
+        "data": source,
+        "data_options": config_dict(asked),
+        "holdout": flags.data.holdout,
+        "seed": seed,
+        "options": {"machine": config_dict(flags.machine), "output": config_dict(replace(flags.output, out=None))},
+        "command": ["sfumato", *sys.argv[1:]],
+    }
+
+
+def _training(flags: Any, preset: Training) -> Training:
+    """The preset's, then --training.FIELD, then the plain words. A short run warms up for a tenth of it."""
+    asked = asked_training(flags, flags.training)
+    short = asked.warmup == preset.warmup and asked.steps < 10 * asked.warmup
+    return replace(asked, warmup=asked.steps // 10) if short else asked
+
+
+def asked_training(flags: Any, training: Training) -> Training:
+    """--steps, --lr and --batch."""
+    number: int | None = None
+    if flags.batch not in ("", "auto"):
+        if not flags.batch.isdecimal() or not 1 <= int(flags.batch) <= 1_000_000:
+            raise UserError(f"--batch cannot be '{flags.batch}': give a number of pictures from 1 on, or auto.")
+        number = int(flags.batch)
+    given = {"steps": flags.steps, "lr": flags.lr, "batch": number}
+    return replace(training, **{name: value for name, value in given.items() if value is not None})
+
+
+def built(name: str, config: Any, seed: int) -> Recipe:
+    try:
+        recipe = fresh(name, config_dict(config), seed)
+        preview_of(recipe)
+        return recipe
+    except (ValueError, RuntimeError, ZeroDivisionError, IndexError) as error:
+        raise _unfit(error, config) from error
+
+
+def _unfit(error: Exception, config: Any) -> UserError:
+    """A model that cannot be, in words."""
+    shape = " x ".join(map(str, config.shape[:0:-1]))
+    if out_of_memory(error):
+        return UserError(f"this model does not fit into memory at {shape}: give a smaller --preset, --size or --batch.")
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    return UserError(
+        f"no model can be made with this config for pictures of {shape}: {said[0].rstrip('.')}. "
+        "Give another --size, --preset or --config.FIELD."
+    )
+
+
+def _timed(
+    recipe: Recipe, data: Dataset, options: Options, device: torch.device, world: World
+) -> tuple[Options, float | None]:
+    """The options with precision, threads and preview decided, and the seconds of a step (None: not known)."""
+    agreed = world.sum([choose_precision(options.precision, device) == torch.bfloat16])[0] == world.size
+    dtype = torch.bfloat16 if agreed else torch.float32
+    options = replace(options, precision="bf16" if agreed else "fp32", preview=preview_of(recipe))
+    if world.size > 1 or options.compile:
+        return options, None
+    pictures = min(options.training.batch, REHEARSED)
+    try:
+        work = rehearse(recipe.to(device).train(), data, options.training.steps, dtype, pictures)
+        threads, seconds = timing(work, device, options.threads)
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise _unfit(error, recipe.config) from error
+    return replace(options, threads=threads), seconds and seconds * options.training.batch / pictures
+
+
+def preview_of(recipe: Recipe) -> Ask:
+    """Few enough steps that looking at a run does not slow it down."""
+    own = own_sampler(recipe)
+    return Ask(n=16, sampler=DDIM(PREVIEW_STEPS) if own is not None and own.steps > PREVIEW_STEPS else None)

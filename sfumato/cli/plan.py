@@ -1,0 +1,107 @@
+"""What `sfumato train` says before it starts."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..data import Dataset
+from ..engine import Options
+from ..errors import UserError
+from ..recipe import Recipe
+from .show import amount, duration, size
+
+__all__ = ["Facts", "Rows", "bytes_of", "refuse_if_full", "rows_of"]
+
+Rows = list[tuple[str, str]]
+COLOURS = {1: "gray", 3: "colour", 4: "colour and alpha"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the plan is made from."""
+
+    source: str
+    paper: str
+    recipe: Recipe
+    data: Dataset
+    held: Dataset | None
+    options: Options
+    device: torch.device
+    processes: int
+    seconds: float | None  # of a step
+    threads: int | None
+    shrunk: bool  # the size was picked below the pictures' own
+
+
+def rows_of(f: Facts) -> Rows:
+    """Names and values, for `show.rows`."""
+    t, disk = f.options.training, bytes_of(f.recipe, f.options)
+    passes = t.steps * t.batch / len(f.data)
+    total = "not known before it runs" if f.seconds is None else f"about {duration(f.seconds * t.steps)}"
+    machine = [str(f.device), str(f.options.precision)]
+    machine += [amount(f.threads, "thread")] if f.threads else []
+    machine += [amount(f.processes, "process")] if f.processes > 1 else []
+    return [
+        ("data", _data(f)),
+        ("model", _model(f)),
+        (
+            "training",
+            f"{t.steps:,} steps of {amount(t.batch, 'picture')} ({passes:,.3g} passes over the data), "
+            f"lr {t.lr:g} {t.decay}, seed {f.options.seed}",
+        ),
+        ("machine", ", ".join(machine)),
+        ("time", total),
+        ("disk", f"up to {size(disk)}; {size(_free(f.options.out))} are free"),
+        ("result", f"{f.options.out}"),
+    ]
+
+
+def _data(f: Facts) -> str:
+    channels, high, wide = f.data.shape
+    words = [f"{amount(len(f.data), 'picture')} of {wide} x {high}, {COLOURS.get(channels, f'{channels} channels')}"]
+    words += [amount(len(f.data.classes), "class")] if f.data.classes else []
+    words += ["half of them mirrored at random" if f.data.flip else "never mirrored"]
+    words += [f"{len(f.held):,} held out"] if f.held is not None else []
+    lines = [f"{f.source}: {', '.join(words)}"]
+    if f.shrunk:
+        lines.append("(the pictures are larger: --size N keeps more of them and takes longer)")
+    if f.data.skipped:
+        bad, n = f.data.skipped[0], len(f.data.skipped)
+        lines.append(f"{amount(n, 'picture')} skipped, as {bad.name} ({bad.reason}); `sfumato data check` lists them")
+    return "\n".join([*lines, *f.data.notes])
+
+
+def _model(f: Facts) -> str:
+    parameters = sum(p.numel() for p in f.recipe.parameters())
+    preset = f", preset {f.options.preset}" if f.options.preset else ""
+    start = f", from the weights of {f.options.init_from}" if f.options.init_from else ""
+    return f"{f.paper}{preset}: {parameters:,} parameters{start}"
+
+
+def bytes_of(recipe: Recipe, options: Options) -> int:
+    """The most that a run keeps at once: checkpoints (weights, average, two moments), one being written, and final/."""
+    every: int = sum(t.numel() * t.element_size() for t in recipe.state_dict().values())
+    trained: int = sum(p.numel() * p.element_size() for phase in recipe.phases().values() for p in phase.parameters)
+    kept = min(options.keep, options.training.steps // options.save_every + 1 if options.save_every else 1)
+    return (kept + 1) * (every + 3 * trained) + every
+
+
+def refuse_if_full(recipe: Recipe, options: Options) -> None:
+    """Raises UserError where not even the first checkpoint would fit."""
+    least, free = bytes_of(recipe, options) // (options.keep + 1), _free(options.out)
+    if options.out is not None and free < least:
+        raise UserError(
+            f"the disk of '{options.out}' is nearly full: a checkpoint takes {size(least)}, and "
+            f"{size(free)} are free. Free some space, or give another folder with --out."
+        )
+
+
+def _free(out: Path | None) -> int:
+    place = (out or Path.cwd()).resolve()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

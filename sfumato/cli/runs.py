@@ -1,0 +1,97 @@
+"""Finding a run by what the user typed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..engine.run import RunFolder, read_yaml
+from ..engine.state import Damaged, checkpoints, last_good, load
+from ..errors import UserError
+from ..recipe import Recipe
+from .parse import nearest
+
+__all__ = ["described", "find_run", "free_folder", "model_hash", "opened", "writable"]
+
+
+def find_run(typed: Path | str, verb: str) -> Path:
+    """The folder of a run, or of a model that was shared (its final/). Raises UserError with the nearest name."""
+    path = Path(typed)
+    if not path.exists():
+        beside = sorted(entry.name for entry in path.parent.iterdir() if entry.is_dir()) if path.parent.is_dir() else []
+        near = nearest(path.name, beside, f" give the folder of a run, as in `sfumato {verb} runs/NAME`.")
+        raise UserError(f"there is no run '{typed}':{near}")
+    if not path.is_dir():
+        raise UserError(f"'{typed}' is a file: give the folder of a run, as in `sfumato {verb} runs/NAME`.")
+    if not (path / "config.yaml").exists():
+        inside = sorted(entry.parent.name for entry in path.glob("*/config.yaml"))
+        hint = f" did you mean '{path / inside[0]}'?" if inside else " `sfumato train PAPER DATA` makes one."
+        raise UserError(f"'{typed}' is not the folder of a run (it has no config.yaml):{hint}")
+    return path
+
+
+def described(run: Path) -> dict[str, Any]:
+    """config.yaml of a run: paper, preset, config, classes. Raises UserError when it is damaged."""
+    facts = read_yaml(run / "config.yaml")
+    if not isinstance(facts.get("paper"), str) or not isinstance(facts.get("config"), dict):
+        raise UserError(
+            f"{run / 'config.yaml'} is damaged: it should name a paper and its config. "
+            f"Restore it from {run / 'final'} if that is whole, or train again."
+        )
+    return facts
+
+
+def opened(run: Path, device: torch.device) -> Recipe:
+    """The averaged model of a run. Raises UserError that says where a whole one is."""
+    try:
+        return load(run, device=device)
+    except Damaged as problem:
+        good = last_good(RunFolder(run), lambda message: None)
+        hint = f"the checkpoint '{good}' is whole: use that instead" if good else "no checkpoint is whole: train again"
+        raise UserError(f"{str(problem).rstrip('.')}; {hint}.") from None
+    except UserError:
+        if not (run / "final").exists() and not checkpoints(RunFolder(run)) and (run / "run.yaml").exists():
+            raise UserError(
+                f"'{run}' has no model yet: it was stopped before its first checkpoint. Go on with "
+                f"`sfumato train --resume {run}`."
+            ) from None
+        raise
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or `wanted-2`, `-3` ... where that is taken."""
+    path, n = wanted, 1
+    while path.exists() and any(path.iterdir()):
+        n += 1
+        path = wanted.with_name(f"{wanted.name}-{n}")
+    return path
+
+
+def model_hash(path: Path) -> str:
+    """The first digits of the SHA-256 of the weights that `load(path)` takes; "" where it is not known."""
+    for folder in (path, path / "final", *checkpoints(RunFolder(path))[:1]):
+        try:
+            written = json.loads((folder / "manifest.json").read_bytes())["files"]
+            return str(written.get("ema.safetensors", written["model.safetensors"])["sha256"][:12])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return ""
+
+
+def writable(out: Path) -> Path:
+    """The folder, made. Raises UserError before any work is done."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(13, os.strerror(13))
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"'{out}' is a file, or lies below one: give a folder with --out.") from None
+    except OSError as error:
+        raise UserError(
+            f"'{out}' cannot be written ({(error.strerror or '').lower()}): give another folder with --out."
+        ) from None
+    return out

@@ -1,0 +1,155 @@
+"""`sfumato sample RUN`: pictures from a trained run, which describes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from tyro.conf import Positional
+
+from ..data.pictures import read_settings
+from ..engine.plan import choose_device
+from ..errors import UserError
+from ..recipe import Recipe
+from .flags import pixels
+from .parse import nearest, option, parse
+from .progress import Progress
+from .request import Request, from_settings
+from .runs import described, find_run, free_folder, model_hash, opened, writable
+from .samplers import chosen, facts, length, own_sampler
+from .studio import Studio
+
+__all__ = ["run"]
+
+AT_ONCE = 1 << 16  # pixels of a batch, at most 64 pictures: some hundred MB of activations
+EXAMPLES = """\
+examples
+  sfumato sample runs/photos                            64 pictures and a grid
+  sfumato sample runs/letters --label A,B --guidance 2  classes, and how strongly they are meant
+  sfumato sample runs/photos --sampler ddim --steps 50  another way to walk from noise to picture
+  sfumato sample runs/photos --like grid.png --n 256    as that picture was made, but more"""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Make pictures with a trained run: a grid, and single PNGs that carry their settings.
+
+    Picture i has the seed SEED + i, whatever it is made together with.
+    """
+
+    run: Annotated[str, Positional, option("a run's folder, or the final/ of one", "RUN", "")] = ""
+    n: Annotated[int | None, option("how many pictures", "N", "64")] = None
+    seed: Annotated[int | None, option("of the first picture", "N", "0")] = None
+    label: Annotated[str, option("classes, used in turn", "NAME[,NAME]", "all in turn")] = ""
+    guidance: Annotated[float | None, option("how strongly the class is meant", "SCALE", "1, off")] = None
+    sampler: Annotated[Literal["ddpm", "ddim"] | None, option("how to walk", None, "the paper's")] = None
+    steps: Annotated[int | None, option("fewer is faster", "N", "the sampler's")] = None
+    spacing: Annotated[
+        Literal["uniform", "leading", "quadratic"] | None, option("where the steps lie", None, "uniform")
+    ] = None
+    eta: Annotated[float | None, option("ddim: noise added on the way", "0..1", "0")] = None
+    size: Annotated[str, option("pixels", "N|WxH", "as trained")] = ""
+    like: Annotated[
+        Path | None, option("repeat the settings of this PNG; other options override them", "PICTURE", "")
+    ] = None
+    out: Annotated[Path | None, option("where pictures go", "FOLDER", "RUN/pictures")] = None
+    strip: Annotated[bool, option("also strip.png: from noise to picture")] = False
+    no_metadata: Annotated[bool, option("write no settings into the PNGs")] = False
+    batch: Annotated[int | None, option("pictures made at once", "N", "by their size")] = None
+    device: Annotated[str, option("auto: a GPU if there is one", "auto|cpu|cuda[:I]|mps")] = "auto"
+    precision: Annotated[Literal["fp32", "bf16"] | None, option("bf16: often faster", None, "fp32")] = None
+    threads: Annotated[int | None, option("CPU threads", "N", "timed")] = None
+
+
+def run(args: list[str]) -> int:
+    flags = parse(Sample, "sample", args, examples=EXAMPLES)
+    if not flags.run:
+        raise UserError("sample needs the folder of a run, as in `sfumato sample runs/NAME`.")
+    _refuse_numbers(flags)
+    home = find_run(flags.run, "sample")
+    config = described(home)
+    recipe = opened(home, choose_device(flags.device))
+    request = _request(flags, recipe, home)
+    out = writable(flags.out or free_folder(home / "pictures"))
+    name = "-".join(filter(None, (config["paper"], str(config.get("preset") or ""))))
+    Studio(recipe, request, out, name, model_hash(home), metadata=not flags.no_metadata).work(strip=flags.strip)
+    return 0
+
+
+def _refuse_numbers(flags: Sample) -> None:
+    for name, least in (("n", 1), ("steps", 1), ("batch", 1), ("threads", 1), ("seed", 0)):
+        value = getattr(flags, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} is {value}: it must be at least {least}.")
+    if flags.eta is not None and not 0 <= flags.eta <= 1:
+        raise UserError(f"--eta is {flags.eta:g}: it must be from 0 (no noise on the way) to 1 (as much as ddpm).")
+    if flags.guidance is not None and not abs(flags.guidance) <= 1000:
+        raise UserError(f"--guidance is {flags.guidance:g}: 1 is off, 2 to 5 are usual.")
+
+
+def _request(flags: Sample, recipe: Recipe, home: Path) -> Request:
+    """Explicit options, else those of --like, else the run's own. Raises UserError."""
+    classes: tuple[str, ...] = tuple(recipe.config.classes)
+    base = Request(batch=0) if flags.like is None else _liked(flags.like, home)
+    if flags.like is not None and (flags.seed is not None or flags.n is not None):
+        base = replace(base.alone(classes), batch=0)
+    given: dict[str, Any] = {
+        name: getattr(flags, name) for name in ("seed", "n", "guidance", "precision", "batch", "threads")
+    }
+    given |= {"size": _size(flags.size), "labels": _labels(flags.label, classes) or None}
+    request = replace(base, **{name: value for name, value in given.items() if value is not None})
+    _refuse_labels(request, classes)
+    shape = (request.size or tuple(recipe.config.shape[:0:-1]))[::-1]
+    batch = request.batch or max(1, min(64, AT_ONCE // int(np.prod(shape))))
+    return _walked(replace(request, batch=min(batch, request.n)), flags, recipe)
+
+
+def _refuse_labels(request: Request, classes: tuple[str, ...]) -> None:
+    _labels(",".join(request.labels), classes)
+    if not classes and (request.labels or request.guidance != 1.0):
+        raise UserError(
+            f"this run knows no classes, so --{'label' if request.labels else 'guidance'} means nothing to "
+            "it: train with --labels folder (or a column), or leave it out."
+        )
+
+
+def _walked(request: Request, flags: Sample, recipe: Recipe) -> Request:
+    """The request with every field of its sampler filled in."""
+    own = own_sampler(recipe)
+    if own is None:
+        return request
+    if request.sampler and flags.sampler in (None, request.sampler):
+        own = request.walk(own)
+    sampler = chosen(own, flags.sampler, steps=flags.steps, spacing=flags.spacing, eta=flags.eta)
+    length(sampler, recipe)
+    told = facts(sampler)
+    walk: dict[str, Any] = {name: told.get(name) for name in ("sampler", "steps", "spacing", "eta", "variance")}
+    return replace(request, **walk)
+
+
+def _liked(picture: Path, home: Path) -> Request:
+    request, digest = from_settings(read_settings(picture), str(picture))
+    if digest and digest != model_hash(home):
+        Progress.say(
+            f"note: other weights than those of {home} made '{picture.name}': "
+            "its settings are repeated, the picture is not."
+        )
+    return request
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    wanted = pixels(text)
+    return (wanted, wanted) if isinstance(wanted, int) else wanted
+
+
+def _labels(text: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """The named classes. A name may contain a comma if it is the only one."""
+    names = (text,) if text in classes else tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names if classes else ():
+        if name not in classes:
+            shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+            raise UserError(f"this run knows no class '{name}':{nearest(name, classes)} Choose from {shown}.")
+    return names

@@ -1,0 +1,157 @@
+"""A recipe at work on a request: batches of bounded size, pictures written as they are made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..core.random import Seeds
+from ..data.pictures import grid, save_png, to_uint8
+from ..engine.plan import choose_threads, using_threads
+from ..recipe import Ask, Recipe
+from ..samplers.sampler import Sampler
+from .progress import Progress
+from .request import Chunk, Request
+from .samplers import length, own_sampler
+from .show import amount, duration
+
+__all__ = ["Studio"]
+
+GRID = 256  # pictures on the grid at most
+FRAMES, ROWS = 10, 8  # of the denoising strip
+Pixels = NDArray[np.uint8]
+
+
+class _Made(NamedTuple):
+    """A finished batch: pictures (m, C, H, W) in [0, 1], and states on the way there if asked for."""
+
+    chunk: Chunk
+    images: Tensor
+    frames: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Studio:
+    """`work()` makes and writes what the request asks for."""
+
+    recipe: Recipe
+    request: Request
+    out: Path
+    model: str
+    digest: str
+    metadata: bool = True
+
+    def work(self, *, strip: bool = False) -> None:
+        """Batch by batch; then the grid, and a word about what there is now."""
+        start = time.monotonic()
+        if self.request.threads is None and (threads := self._best_threads()):
+            replace(self, request=replace(self.request, threads=threads)).work(strip=strip)
+            return
+        kept: list[Pixels] = []
+        with using_threads(self.request.threads), self._autocast():
+            for made in self._make(strip=strip):
+                kept += self._write(made.chunk, to_uint8(made.images))[: GRID - len(kept)]
+                if made.frames:
+                    rows = torch.stack(made.frames, 1).flatten(0, 1)
+                    self._save("strip.png", grid(rows, columns=len(made.frames)), None, rows.shape)
+        if len(kept) > 1:
+            tiles = np.stack(kept)
+            self._save("grid.png", grid(tiles), None, (0, 0, *tiles.shape[1:3]))
+        self._report(time.monotonic() - start)
+
+    # -- making --------------------------------------------------------------------------------------------------------
+
+    def _make(self, *, strip: bool) -> Iterator[_Made]:
+        chunks, sampler = list(self.request.chunks()), self._sampler()
+        steps = length(sampler, self.recipe) if sampler else 1
+        wanted = {round(k * steps / (FRAMES - 1)) for k in range(1, FRAMES)} if strip else set()
+        with Progress("sampling") as show:
+            for done, chunk in enumerate(chunks):
+                frames: list[Tensor] = []
+                trajectory = self.recipe.sample(self._ask(chunk), rng=Seeds(self.request.seed + chunk.first))
+                for step, state in enumerate(trajectory, 1):
+                    show(done * steps + step, len(chunks) * steps)
+                    if done == 0 and step in wanted:
+                        frames.append(self.recipe.picture(state)[:ROWS].float().cpu())
+                yield _Made(chunk, self.recipe.picture(state), frames)
+
+    def _ask(self, chunk: Chunk) -> Ask:
+        r = self.request
+        names = [self._label(i) for i in range(chunk.first, chunk.first + chunk.size)]
+        labels = tuple(self._classes.index(name) for name in names) if self._classes else None
+        return Ask(
+            n=chunk.size, labels=labels, guidance=r.guidance, sampler=self._sampler(), size=r.size and r.size[::-1]
+        )
+
+    @property
+    def _classes(self) -> tuple[str, ...]:
+        return tuple(self.recipe.config.classes)
+
+    def _label(self, i: int) -> str:
+        return self.request.label(i, self._classes) if self._classes else ""
+
+    def _sampler(self) -> Sampler | None:
+        own = own_sampler(self.recipe)
+        return own and self.request.walk(own)
+
+    def _best_threads(self) -> int | None:
+        """Timed on one step of the first batch: on a busy core two threads can be far slower than one."""
+        if self._device.type != "cpu":
+            return None
+        ask = self._ask(next(self.request.chunks()))
+
+        def step() -> None:
+            next(iter(self.recipe.sample(ask, rng=Seeds(0))))
+
+        return choose_threads(step)[0] if torch.get_num_threads() > 1 else 1
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.recipe.parameters()).device
+
+    def _autocast(self) -> Any:
+        bf16 = self.request.precision == "bf16"
+        return torch.autocast(self._device.type, torch.bfloat16) if bf16 else nullcontext()
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def _write(self, chunk: Chunk, tiles: Pixels) -> list[Pixels]:
+        """Single pictures, each with its settings; those that were written."""
+        written = []
+        for i, tile in enumerate(tiles, chunk.first):
+            if self.request.only in (None, i):
+                self._save(self._name(i), tile, i, (0, 0, *tile.shape[:2]))
+                written.append(tile)
+        return written
+
+    def _name(self, i: int) -> str:
+        return f"seed_{self.request.seed + i:08d}.png"
+
+    def _save(self, name: str, image: Any, i: int | None, shape: tuple[int, ...]) -> None:
+        label = "" if i is None else self._label(i)
+        told = self.request.settings(i, model=self.model, digest=self.digest, label=label, size=(shape[3], shape[2]))
+        save_png(self.out / name, image, told if self.metadata else None)
+
+    def _report(self, seconds: float) -> None:
+        r = self.request
+        first = r.seed + (r.only or 0)
+        single = r.only is not None or r.n == 1
+        where = self.out / (self._name(r.only or 0) if single else "grid.png")
+        print(
+            f"{amount(1 if single else r.n, 'picture')} in {duration(seconds)}: {where}"
+            + ("" if single else " and single pictures beside it")
+        )
+        seeds = f"seed {first}" if single else f"seeds {first} to {first + r.n - 1}"
+        guided = f", guidance {r.guidance:g}" if r.guidance != 1 else ""
+        again = f", in a batch of {r.batch} as it was made" if r.only is not None and r.batch > 1 else ""
+        walked = f"{r.sampler} in {r.steps} steps" if r.sampler else "its own sampler"
+        print(f"{self.model}, {walked}{guided}, {seeds}{again}")

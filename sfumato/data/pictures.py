@@ -1,0 +1,216 @@
+"""Pictures out: rounding, grids, and PNG files that carry the settings they were made with."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from .options import DataError, escape
+
+__all__ = ["Settings", "grid", "read_settings", "save_png", "to_pil", "to_uint8"]
+
+VERSION = 1
+TEXT_CAP = 1 << 20
+WORDS = ("prompt", "negative", "label", "labels", "text", "classes")  # fields that may contain a slash
+LINE = {
+    "Steps": "steps",
+    "Sampler": "sampler",
+    "CFG scale": "guidance",
+    "Seed": "seed",
+    "Size": "size",
+    "Model": "model",
+}
+PAIR = re.compile(r'\s*([\w][\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a picture was made. `request` is everything that was asked for, as plain JSON values."""
+
+    model: str = ""
+    sampler: str = ""
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int | None = None
+    size: tuple[int, int] | None = None  # (width, height)
+    prompt: str = ""
+    negative: str = ""
+    request: Mapping[str, Any] = field(default_factory=dict)
+
+
+def to_uint8(images: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
+    """[0, 1] (..., C, H, W) to 0..255 (..., H, W, C): clipped, rounded to the nearest level; NaN becomes 0."""
+    pixels = images.detach().float().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    levels = np.rint(np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * 255).astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(levels, -3, -1))
+
+
+def to_pil(pixels: NDArray[Any]) -> Image.Image:
+    """(H, W) or (H, W, 1, 3, 4), uint8; gray also uint16."""
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+
+
+def grid(images: Tensor | NDArray[Any], columns: int | None = None, pad: int = 2) -> Image.Image:
+    """Pictures side by side, row by row, `pad` white pixels apart: (B, C, H, W) in [0, 1] as a tensor, or (B, H, W, C)
+    uint8 or uint16 as an array. As square as it can be unless the columns are given."""
+    tiles = to_uint8(images) if isinstance(images, Tensor) else images
+    b, h, w, c = tiles.shape
+    columns = min(b, columns or math.ceil(math.sqrt(b * h / w)))
+    rows = math.ceil(b / columns)
+    sheet = np.full((rows * (h + pad) - pad, columns * (w + pad) - pad, c), np.iinfo(tiles.dtype).max, tiles.dtype)
+    for i, tile in enumerate(tiles):
+        y, x = (i // columns) * (h + pad), (i % columns) * (w + pad)
+        sheet[y : y + h, x : x + w] = tile
+    return to_pil(sheet)
+
+
+def save_png(path: str | os.PathLike[str], image: Image.Image | NDArray[Any], settings: Settings | None = None) -> None:
+    """Writes (H, W, C) or a PIL image, whole or not at all. With settings the file says how it was made, in the
+    `parameters` text that other programs read and as JSON in a chunk of our own; without them it has no text.
+    Paths are cut to their last part: files tell nothing about the machine."""
+    picture = image if isinstance(image, Image.Image) else to_pil(image)
+    chunks = PngInfo()
+    if settings is not None:
+        clean = Settings(**scrub(_fields(settings)))
+        chunks.add_text("parameters", _parameters(clean))
+        chunks.add_text("sfumato", json.dumps({"version": VERSION, **_fields(clean)}))
+    data = BytesIO()
+    Image.Image.save(_bare(picture), data, "PNG", pnginfo=chunks)
+    _replace(Path(path), data.getvalue())
+
+
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields of `Settings` that a PNG carries, from our own chunk or else from `parameters`. Raises DataError."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            text = {name: str(value) for name, value in image.info.items() if name in ("sfumato", "parameters")}
+            if not text:
+                image.load()  # text may follow the pixels
+                text = {name: str(value) for name, value in image.info.items() if name in ("sfumato", "parameters")}
+        if any(len(value) > TEXT_CAP for value in text.values()):
+            raise ValueError("its text is too long")
+        if "sfumato" in text:
+            return _from_json(text["sfumato"])
+        if "parameters" in text:
+            return _from_parameters(text["parameters"])
+    except Exception as error:
+        raise DataError(
+            f'the settings of "{escape(path)}" cannot be read ({escape(str(error)[:120])}): give a PNG '
+            "that sfumato or a web UI has written"
+        ) from error
+    raise DataError(f'"{escape(path)}" carries no settings: give a PNG that was written without --no-metadata')
+
+
+def scrub(value: Any, key: str = "") -> Any:
+    """Plain JSON values in which no text, except in fields for words, is more than the last part of a path."""
+    if isinstance(value, Mapping):
+        return {str(name): scrub(inner, str(name)) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [scrub(inner, key) for inner in value]
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    text = str(value)
+    return text if key in WORDS else re.split(r"[\\/]", text.rstrip("\\/"))[-1]
+
+
+def _fields(settings: Settings) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if value not in (None, "", {})}
+
+
+def _parameters(settings: Settings) -> str:
+    """Prompt, negative prompt and one line of pairs, as AUTOMATIC1111's web UI writes them."""
+    known = {
+        "Steps": settings.steps,
+        "Sampler": settings.sampler,
+        "CFG scale": settings.guidance,
+        "Seed": settings.seed,
+        "Size": settings.size and "{}x{}".format(*settings.size),
+        "Model": settings.model,
+    }
+    lines = [settings.prompt] if settings.prompt else []
+    lines += [f"Negative prompt: {settings.negative}"] if settings.negative else []
+    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in known.items() if value not in (None, "")))
+    return "\n".join(lines)
+
+
+def _quoted(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]', text) else text
+
+
+def _from_json(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        raise ValueError("they are of another version of sfumato")
+    return {name: tuple(value) if name == "size" else value for name, value in found.items() if name != "version"}
+
+
+def _from_parameters(text: str) -> dict[str, Any]:
+    *lines, last = text.strip().split("\n")
+    pairs = PAIR.findall(last)
+    if not pairs or not any(name in LINE for name, _ in pairs):
+        lines, pairs = [*lines, last], []
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        value = json.loads(value) if value.startswith('"') else value.strip()
+        if name in LINE:
+            found[LINE[name]] = _number(LINE[name], value)
+        else:
+            found.setdefault("request", {})[name] = value
+    whole = "\n".join(lines)
+    prompt, _, negative = whole.partition("Negative prompt:")
+    return {
+        **({"prompt": prompt.strip()} if prompt.strip() else {}),
+        **({"negative": negative.strip()} if negative.strip() else {}),
+        **found,
+    }
+
+
+def _number(name: str, value: str) -> Any:
+    if name == "size":
+        width, height = value.split("x")
+        return int(width), int(height)
+    return int(value) if name in ("steps", "seed") else float(value) if name == "guidance" else value
+
+
+def _bare(picture: Image.Image) -> Image.Image:
+    """Only the pixels: PIL would also write an EXIF or text it had read."""
+    out = picture.copy()
+    out.info = {}
+    out.getexif().clear()
+    return out
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Under a temporary name first, then renamed."""
+    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as error:
+        raise DataError(
+            f'"{escape(path)}" cannot be written ({(error.strerror or "").lower()}): choose a folder that '
+            "exists and may be written"
+        ) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,103 @@
+"""Which example comes when: a function of (seed, position), so that resuming needs nothing but the step."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..core.random import Seeds, key
+
+__all__ = ["Batch", "Data", "Order", "cut", "feed", "share"]
+
+Ints = NDArray[np.int64]
+
+
+class Data(Protocol):
+    """What the engine asks of a data set."""
+
+    names: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Ints, rng: Seeds | None = None) -> dict[str, Any]: ...
+
+
+class Order:
+    """Epoch after epoch, each a permutation keyed by (seed, epoch): position p is in epoch p // n at p mod n."""
+
+    def __init__(self, n: int, batch: int, seed: int) -> None:
+        self.n, self.batch, self.seed = n, batch, seed
+        self._epoch = lru_cache(maxsize=2)(self._permutation)
+
+    def _permutation(self, epoch: int) -> Ints:
+        # sorted raw 64-bit words: numpy promises the words of a bit generator, not those of `permutation`
+        words = np.random.Philox(key(self.seed, "order", epoch)).random_raw(self.n)
+        return np.argsort(words, kind="stable")
+
+    def positions(self, step: int) -> range:
+        """Positions in the run of the examples of a step."""
+        return range(step * self.batch, (step + 1) * self.batch)
+
+    def indices(self, step: int) -> Ints:
+        """(batch,) the examples of a step, over all processes."""
+        span = self.positions(step)
+        first, last = span.start // self.n, (span.stop - 1) // self.n
+        row = np.concatenate([self._epoch(epoch) for epoch in range(first, last + 1)])
+        return row[span.start - first * self.n:span.stop - first * self.n]
+
+
+class Batch(NamedTuple):
+    """The part of one step's examples that this process works on."""
+
+    step: int
+    indices: Ints               # of the whole step, over all processes
+    positions: range            # in the run, of this part
+    content: dict[str, Any]
+
+
+def share(total: int, rank: int, size: int) -> slice:
+    """The part of `total` that is worker `rank`'s of `size`: consecutive, sizes differ by at most one."""
+    return slice(total * rank // size, total * (rank + 1) // size)
+
+
+def cut(content: Mapping[str, Any], part: slice) -> dict[str, Any]:
+    """The same part of everything in a batch."""
+    return {name: value[part] for name, value in content.items()}
+
+
+def feed(data: Data, order: Order, part: slice, start: int, stop: int, *, workers: int = 0,
+         device: torch.device | None = None) -> Iterator[Batch]:
+    """The batches of steps start..stop, prepared ahead by `workers` threads. Their number changes no bit."""
+    def prepare(step: int) -> Batch:
+        indices, positions = order.indices(step), order.positions(step)[part]
+        content = data.batch(indices[part], Seeds.at(order.seed, positions, "data"))
+        return Batch(step, indices, positions, _moved(content, device))
+
+    if not workers:
+        yield from map(prepare, range(start, stop))
+        return
+    ahead: deque[Future[Batch]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="sfumato-data")
+    try:
+        for step in range(start, stop):
+            while len(ahead) <= workers and step + len(ahead) < stop:
+                ahead.append(pool.submit(prepare, step + len(ahead)))
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _moved(content: dict[str, Any], device: torch.device | None) -> dict[str, Any]:
+    if device is None or device.type == "cpu":
+        return content
+    pin = device.type == "cuda"
+    return {k: (v.pin_memory() if pin else v).to(device, non_blocking=True) if isinstance(v, Tensor) else v
+            for k, v in content.items()}

@@ -1,0 +1,118 @@
+"""What this machine can do: device, precision, threads, and how long a run will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+
+__all__ = ["choose_device", "choose_precision", "choose_threads", "out_of_memory", "switch_checkpointing", "timed",
+           "using_threads"]
+
+
+def choose_device(name: str, local: int = 0) -> torch.device:
+    """`auto`: the local rank's GPU, Apple's, or the CPU. Raises UserError for one that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"There is no device called '{name}': use auto, cpu, cuda, cuda:1 or mps.") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            why = "no GPU was found" if torch.version.cuda else "this PyTorch was built without CUDA"
+            raise UserError(f"A GPU was asked for, but {why}: use --device cpu, or install a CUDA build of torch.")
+        device = torch.device("cuda", local if device.index is None else device.index)
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f"There is no {device}: this machine has {torch.cuda.device_count()} GPU(s).")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("An Apple GPU was asked for, but there is none that this PyTorch can use: use --device cpu.")
+    elif device.type not in ("cpu", "mps"):
+        raise UserError(f"'{name}' is not supported: use auto, cpu, cuda, cuda:1 or mps.")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """float32, or bfloat16 for autocast. `auto`: bfloat16 where it is faster."""
+    if name == "auto":
+        name = "bf16" if _bf16_pays(device) else "fp32"
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def _bf16_pays(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and _cpu_has_bf16() and _convolution(torch.bfloat16) < 0.8 * _convolution(torch.float32)
+
+
+def _cpu_has_bf16() -> bool:
+    """Without instructions for it bfloat16 is emulated: slower by an order of magnitude, not worth a trial."""
+    facts: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(facts.get("avx512_bf16") or facts.get("amx_bf16") or facts.get("bf16"))
+
+
+def _convolution(dtype: torch.dtype) -> float:
+    x, w = torch.ones(4, 64, 32, 32, dtype=dtype), torch.ones(64, 64, 3, 3, dtype=dtype)
+    return timed(lambda: torch.nn.functional.conv2d(x, w, padding=1), repeat=5)
+
+
+def timed(work: Callable[[], object], *, repeat: int = 1, warm: int = 1) -> float:
+    """Seconds of the fastest of `repeat` calls, after `warm` calls that do not count."""
+    for _ in range(warm):
+        work()
+    best = float("inf")
+    for _ in range(repeat):
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def choose_threads(work: Callable[[], object], *, patience: float = 3.0) -> tuple[int, float]:
+    """(threads, seconds of one call). Halves the number as long as that is faster: on a busy core two threads can be
+    14 times slower than one, because each waits for the other at every operation.
+    """
+    most = threads = torch.get_num_threads()
+    started, best = time.perf_counter(), timed(work)
+    try:
+        while threads > 1 and time.perf_counter() - started < patience:
+            torch.set_num_threads(threads // 2)
+            seconds = timed(work, repeat=2)
+            torch.set_num_threads(threads)
+            best = min(best, timed(work, warm=0))
+            if seconds > best:
+                break
+            threads, best = threads // 2, seconds
+    finally:
+        torch.set_num_threads(most)
+    return threads, best
+
+
+@contextmanager
+def using_threads(n: int | None) -> Iterator[None]:
+    """Within the block torch computes with n threads (None: as before)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True for a GPU's and for the CPU allocator's."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def switch_checkpointing(networks: tuple[nn.Module, ...]) -> bool:
+    """Recompute activations in backward, where a network can."""
+    able = [network for network in networks if hasattr(network, "checkpointing")]
+    for network in able:
+        network.checkpointing = True            # type: ignore[assignment]
+    return bool(able)

@@ -1,0 +1,290 @@
+"""Checkpoints that are whole or absent, and models loaded from them.
+
+    checkpoints/step_00001000/   model, ema, optim .safetensors, state.json, config.yaml, manifest.json (sizes, SHA-256)
+    final/                       model.safetensors (averaged weights, frozen parts inside), config.yaml, manifest.json
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from ..errors import UserError
+from ..recipe import Recipe, build
+from . import files
+from .run import RunFolder, read_yaml
+
+__all__ = ["FORMAT", "Damaged", "averaged", "check", "checkpoints", "infinite", "last_good", "load", "read_state",
+           "read_tensors", "restore", "rotate", "save", "start_from", "write_final"]
+
+FORMAT = 1
+_SMALL = 1 << 20        # bytes: files up to this size are hashed at every opening
+_CHECKPOINT = ("model.safetensors", "ema.safetensors", "optim.safetensors", "state.json", "config.yaml")
+_FINAL = ("model.safetensors", "config.yaml")
+
+
+class Damaged(UserError):
+    """A file is not what its manifest says."""
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def _manifest(entries: Mapping[str, Any]) -> bytes:
+    return json.dumps({"format": FORMAT, "files": dict(entries)}, separators=(",", ":"), sort_keys=True).encode()
+
+
+def _write(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str]) -> None:
+    try:
+        with files.temporary(target) as folder:
+            entries = {f"{name}.safetensors": files.write_tensors(folder / f"{name}.safetensors", part)
+                       for name, part in tensors.items()}
+            entries |= {name: files.write_bytes(folder / name, text.encode()) for name, text in texts.items()}
+            files.write_bytes(folder / "manifest.json", _manifest(entries))
+            files.publish(folder, target)
+    except OSError as error:
+        raise UserError(f"{target.name} could not be saved: {error.strerror or error}. Earlier checkpoints are intact: "
+                        f"make room or mend {target.parent}, then resume.") from error
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+
+
+def save(run: RunFolder, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any],
+         config: Mapping[str, Any]) -> Path:
+    """Write checkpoint `step`: `tensors` by file name (model, ema, optim). Raises UserError: full, not writable."""
+    target = run.checkpoints / f"step_{step:08d}"
+    _write(target, tensors, {"state.json": json.dumps(state, allow_nan=False), "config.yaml": _yaml(config)})
+    try:
+        files.write_text(run.checkpoints / "latest", target.name + "\n")
+    except OSError as error:
+        raise UserError(f"{run.checkpoints / 'latest'} could not be written: {error.strerror}.") from error
+    return target
+
+
+def write_final(run: RunFolder, model: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
+    """Write final/ in place of an older one."""
+    _write(run.final, {"model": model}, {"config.yaml": _yaml(config)})
+    return run.final
+
+
+def infinite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor with a NaN or an infinity, in one pass over memory."""
+    real = {name: t for name, t in tensors.items() if t.is_floating_point() and t.numel()}
+    if not real:
+        return None
+    largest = torch._foreach_norm([t.detach() for t in real.values()], float("inf"))
+    fine = torch.isfinite(torch.stack([n.float().cpu() for n in largest])).tolist()
+    return None if all(fine) else list(real)[fine.index(False)]
+
+
+def rotate(run: RunFolder, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints; called once the newest is known to be on the disk."""
+    for old in checkpoints(run)[max(keep, 1):]:
+        files.remove(old)
+
+
+# -- checking ----------------------------------------------------------------------------------------------------------
+
+
+def checkpoints(run: RunFolder) -> list[Path]:
+    """Folders of checkpoints, newest first."""
+    return sorted((p for p in run.checkpoints.glob("step_*") if p.name[5:].isdigit() and p.is_dir()),
+                  key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def check(folder: Path, names: tuple[str, ...], *, hashes: bool) -> None:
+    """Compare files with their manifest: sizes, and with `hashes` every byte. Raises Damaged with file and reason."""
+    for name, entry in _read_manifest(folder, names).items():
+        path = folder / name
+        if not path.is_file():
+            raise Damaged(f"{path} is missing.")
+        size = path.stat().st_size
+        if size != entry["size"]:
+            raise Damaged(f"{path} is damaged: {size:,} bytes, {entry['size']:,} were written.")
+        if (hashes or size <= _SMALL) and files.digest(path) != entry["sha256"]:
+            raise Damaged(f"{path} is damaged: its content is not what was written (SHA-256).")
+
+
+def _read_manifest(folder: Path, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+        version, entries = manifest["format"], manifest["files"]
+        listed = {str(name): {"size": int(entry["size"]), "sha256": str(entry["sha256"])}
+                  for name, entry in entries.items()}
+    except FileNotFoundError:
+        raise Damaged(f"{path} is missing.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise Damaged(f"{path} is damaged: it cannot be read.") from None
+    if version != FORMAT:
+        raise Damaged(f"{path} has format {version}, this version reads {FORMAT}: update sfumato.")
+    if set(listed) != set(names):
+        raise Damaged(f"{path} is damaged: it lists {', '.join(sorted(listed))}.")
+    return listed
+
+
+def last_good(run: RunFolder, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint of which every byte is as written; None if none was ever saved. What is wrong with newer
+    ones is said. Raises Damaged if all are."""
+    saved = checkpoints(run)
+    for folder in saved:
+        try:
+            check(folder, _CHECKPOINT, hashes=True)
+            return folder
+        except Damaged as problem:
+            say(f"{problem} Falling back to the checkpoint before it.")
+            last = problem
+    if saved:
+        raise Damaged(f"None of the {len(saved)} checkpoints in {run.checkpoints} can be read. The oldest: {last}")
+    return None
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a safetensors file, mapped into memory (private: writing to them leaves the file alone)."""
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}        # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise Damaged(f"{path} is damaged: {error}.") from None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json of a checkpoint."""
+    state: dict[str, Any] = json.loads((folder / "state.json").read_bytes())
+    return state
+
+
+def _compare(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: Path | str) -> None:
+    """Raises UserError unless names and shapes agree."""
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing or extra:
+        what = f"has no '{missing[0]}'" if missing else f"has '{extra[0]}', which the model has not"
+        raise UserError(f"{where} does not fit this model: it {what} ({len(missing)} missing, {len(extra)} too many).")
+    for name, tensor in wanted.items():
+        if tensor.shape != found[name].shape:
+            raise UserError(f"{where} does not fit this model: '{name}' is {tuple(found[name].shape)} there and "
+                            f"{tuple(tensor.shape)} here.")
+
+
+@torch.no_grad()
+def restore(folder: Path, live: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Copy a checkpoint into the live tensors of a run, all or, with UserError, none."""
+    stored = {name: read_tensors(folder / f"{name}.safetensors") for name in live}
+    for name, tensors in live.items():
+        _compare(stored[name], tensors, folder / f"{name}.safetensors")
+    for name, tensors in live.items():
+        for key, tensor in tensors.items():
+            tensor.copy_(stored[name][key])
+
+
+def _locate(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """The folder to load for a run, a final/ or a checkpoint, and the files it must have."""
+    if (path / "manifest.json").exists():
+        return path, _CHECKPOINT if (path / "state.json").exists() else _FINAL
+    run = RunFolder(path)
+    if run.final.exists():
+        return run.final, _FINAL
+    saved = checkpoints(run)
+    if not saved:
+        raise UserError(f"{path} is not a run: it has neither final/ nor checkpoints/." if path.exists()
+                        else f"There is no run at {path}.")
+    return saved[0], _CHECKPOINT
+
+
+def averaged(path: Path | str, *, device: torch.device | str = "cpu",
+             verify: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config, tensors by name) of the averaged model of a run, a final/ or a checkpoint."""
+    folder, names = _locate(Path(path))
+    check(folder, names, hashes=verify)
+    config = read_yaml(folder / "config.yaml")
+    if config.get("format", 0) > FORMAT:
+        raise UserError(f"{folder} was written by a newer sfumato ({config.get('version', '?')}): update yours.")
+    tensors = read_tensors(folder / "model.safetensors", device)
+    if names is _CHECKPOINT:
+        tensors |= read_tensors(folder / "ema.safetensors", device)
+    return config, tensors
+
+
+def load(path: Path | str, *, device: torch.device | str = "cpu", verify: bool = False,
+         builder: Callable[[str, Mapping[str, Any]], Recipe] = build) -> Recipe:
+    """The averaged model of a run folder (its final/, else its newest checkpoint), of a final/ or of one checkpoint.
+
+    On the CPU the weights stay in the file, mapped: no second copy. Sizes, headers and shapes are checked, with
+    `verify` every byte. `builder(paper, config)` makes the recipe. Raises UserError (Damaged) with file and reason.
+    """
+    config, tensors = averaged(path, device=device, verify=verify)
+    name, settings = config.get("paper"), config.get("config")
+    if not isinstance(name, str) or not isinstance(settings, dict):
+        raise UserError(f"{path}: config.yaml names no paper and config.")
+    recipe = _assembled(lambda: builder(name, settings), tensors, path)
+    return recipe.to(device).eval()
+
+
+def _assembled(make: Callable[[], Recipe], tensors: Mapping[str, Tensor], where: Path | str) -> Recipe:
+    """A recipe around stored weights. Parameters are built without memory or initialisation; a recipe that looks at
+    their values while it is built is built in full."""
+    try:
+        with _weightless():
+            recipe = make()
+        _adopt(recipe, tensors, where)
+        if not any(t.is_meta for t in chain(recipe.parameters(), recipe.buffers())):
+            return recipe
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error).lower():
+            raise
+    recipe = make()
+    _adopt(recipe, tensors, where)
+    return recipe
+
+
+def _adopt(recipe: Recipe, tensors: Mapping[str, Tensor], where: Path | str) -> None:
+    _compare(tensors, recipe.state_dict(), where)
+    recipe.load_state_dict(dict(tensors), assign=True)
+
+
+@contextmanager
+def _weightless() -> Iterator[None]:
+    """Parameters registered in this thread go to the meta device; buffers are real, so tables survive."""
+    me = threading.get_ident()
+
+    def bare(module: nn.Module, name: str, p: nn.Parameter | None) -> nn.Parameter | None:
+        if p is None or p.is_meta or threading.get_ident() != me:
+            return None
+        return nn.Parameter(p.detach().to("meta"), p.requires_grad)
+
+    handle = register_module_parameter_registration_hook(bare)     # type: ignore[arg-type]  # its None is too narrow
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def start_from(recipe: Recipe, path: Path | str) -> dict[str, Any]:
+    """Copy the averaged weights of another run into `recipe`: fine-tuning. Returns its config. Raises UserError."""
+    config, tensors = averaged(path, verify=True)
+    live = recipe.state_dict()
+    try:
+        _compare(tensors, live, path)
+    except UserError as problem:
+        raise UserError(f"{problem} Fine-tune with the paper, preset, size and classes of that run "
+                        f"({config.get('paper')}).") from None
+    for name, tensor in live.items():
+        tensor.copy_(tensors[name])
+    return config

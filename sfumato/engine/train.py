@@ -1,0 +1,348 @@
+"""The one training loop. It knows Recipe, never a paper."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..core.random import key
+from ..errors import UserError
+from ..recipe import Recipe, build, config_dict
+from . import evaluate, plan
+from . import state as store
+from .backward import Backward, reproducible
+from .distributed import World, join
+from .log import Log, duration
+from .optim import factor
+from .options import Options
+from .order import Batch, Data, Order, feed, share
+from .run import RunFolder
+from .session import Session
+from .signals import Stop
+
+__all__ = ["Step", "fresh", "steps"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did. Losses are fetched from the device only when they are looked at."""
+
+    step: int                       # steps finished
+    total: int
+    images: int                     # examples seen
+    lr: float
+    seconds: float
+    values: Mapping[str, Tensor] = field(default_factory=dict)      # loss, norm; PHASE/loss, ... with several phases
+    saved: Path | None = None       # a checkpoint, or final/ in the last step
+    grid: Path | None = None        # a preview
+    held: Mapping[str, float] | None = None
+    line: Mapping[str, Any] | None = None       # what went to metrics.jsonl
+    stopped: str | None = None      # the signal that ended the run after this step; EXIT_CODES has its exit code
+
+    @property
+    def loss(self) -> float:
+        return float(next(iter(self.values.values())))
+
+    @property
+    def norm(self) -> float:
+        """The gradient norm of the first phase, before clipping."""
+        return float(next(v for name, v in self.values.items() if name.endswith("norm")))
+
+
+def fresh(paper: str, config: Mapping[str, Any], seed: int, *,
+          builder: Callable[[str, Mapping[str, Any]], Recipe] = build) -> Recipe:
+    """The untrained recipe of a run with this seed; the user's own random numbers are left alone."""
+    with reproducible(torch.device("cpu"), seed, "initial weights"):
+        return builder(paper, config)
+
+
+def steps(recipe: Recipe, data: Data, options: Options, *, held: Data | None = None,
+          resume: bool = False) -> Iterator[Step]:
+    """Train `recipe` on `data`, step by step. The run is kept in `options.out` and, with `resume`, goes on there.
+
+        for step in steps(recipe, data, Options(out=Path("runs/cats"))): ...
+
+    `held` are examples for the held-out loss. SIGINT, SIGTERM and SIGUSR1 end the run at the next micro-batch (with
+    several processes: step), with a checkpoint. Raises UserError for what the user can put right.
+    """
+    with ExitStack() as stack:
+        world = stack.enter_context(join(options.device))
+        trainer = _Trainer(recipe, data, held, options, world, stack)
+        trainer.start(resume)
+        yield from trainer.steps()
+
+
+class _Trainer:
+    """Set-up, and what happens between steps."""
+
+    def __init__(self, recipe: Recipe, data: Data, held: Data | None, options: Options, world: World,
+                 stack: ExitStack) -> None:
+        self.recipe, self.data, self.held, self.options = recipe, data, held, options
+        self.world, self.stack = world, stack
+        self.training = options.training
+        self.device = plan.choose_device(options.device, world.local)
+        self.run = RunFolder(options.out) if options.out else None
+        if not len(data):
+            raise UserError("There is not a single example to train on.")
+        if self.training.batch < world.size:
+            raise UserError(f"A batch of {self.training.batch} cannot be shared by {world.size} processes: "
+                            "use a larger --batch.")
+        self.order = Order(len(data), self.training.batch, options.seed)
+        self.part = share(self.training.batch, world.rank, world.size)
+        self._kept = -1             # the step of the newest checkpoint
+        self._loss: float | None = None
+
+    # -- before the first step -----------------------------------------------------------------------------------------
+
+    def start(self, resume: bool) -> None:
+        found = self._claim(resume)
+        before = store.read_state(found) if found else {}
+        self.log = Log(self.run, total=self.training.steps, batch=self.training.batch, quiet=self.options.quiet,
+                       main=self.world.main, report_to=self.options.report_to)
+        self.stack.callback(self.log.close)
+        self.say = self.log.say
+        for message in self._messages:
+            self.say(message)
+        if self.options.init_from and not found:
+            store.start_from(self.recipe, self.options.init_from)
+            self.say(f"Starting from the averaged weights of {self.options.init_from}.")
+        self.recipe.to(self.device).train()
+        self._prepare(before)
+        if found:
+            self._continue(found, before)
+        if resume and self.run and self.world.main:
+            self.run.cut_metrics(self.session.step)
+        self.world.same(self.recipe.buffers())
+        self._threads(before)
+        if self.options.compile:
+            self.backward.compile(self.recipe.networks())
+        self._describe()
+
+    def _claim(self, resume: bool) -> Path | None:
+        """Lock the folder; the checkpoint to go on from."""
+        self._messages: list[str] = []
+        if not self.run:
+            return None
+        if resume and not self.run.started:
+            raise UserError(f"There is no run to resume in {self.run.path}.")
+        if self.run.started and not resume and self.world.main:
+            raise UserError(f"{self.run.path} already holds a run: go on with --resume {self.run.path}, or choose "
+                            "another --out.")
+        if self.world.main:
+            self.stack.enter_context(self.run.claimed())
+        self.world.barrier()
+        found = store.last_good(self.run, self._messages.append) if resume else None
+        if resume and not found:
+            self._messages.append("There is no checkpoint yet: starting from the beginning.")
+        return found
+
+    def _prepare(self, before: Mapping[str, Any]) -> None:
+        precision = before.get("precision", "auto") if self.options.precision == "auto" else self.options.precision
+        self.dtype = plan.choose_precision(precision, self.device)
+        accumulate = self.options.accumulate or before.get("accumulate", 1)
+        if self.options.checkpointing and not plan.switch_checkpointing(self.recipe.networks()):
+            self.say("This recipe's networks cannot recompute activations: --checkpointing does nothing.")
+        self.backward = Backward(
+            self.recipe, world=self.world, device=self.device, dtype=self.dtype, seed=self.options.seed,
+            total=self.training.steps, batch=self.training.batch, accumulate=accumulate, auto=self.options.auto_batch,
+            say=self.say)
+        self.session = Session(self.recipe, self.data, self.training, self.backward, self.world, self.say,
+                               stop_on_nan=self.options.on_nan == "stop")
+        self.stack.callback(self.session.close)
+
+    def _continue(self, found: Path, before: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint, and say what is different this time."""
+        earlier, now = dataclasses.replace(self.training, **before["training"]), self.training
+        for name, old, new in (("batch", earlier.batch, now.batch), ("seed", before["seed"], self.options.seed)):
+            if old != new:
+                raise UserError(f"A run keeps its {name} ({old}, not {new}): start another run with --from.")
+        self.session.restore(found, before)
+        self._kept = self.session.step
+        self.say(f"Resumed from {found.name}.")
+        for name, was, is_now in self._changes(before):
+            self.say(f"Changed since then: {name} {was} -> {is_now}.")
+        if earlier.steps != now.steps:
+            rates = [t.lr * factor(t, self.session.step) for t in (now, earlier)]
+            self.say(f"The run has {now.steps:,} steps in place of {earlier.steps:,}: with decay '{now.decay}' the "
+                     f"learning rate of the next step is {rates[0]:.3g} in place of {rates[1]:.3g}.")
+
+    def _changes(self, before: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+        now = self._facts()
+        for name in ("precision", "device", "processes", "torch", "data"):
+            if before.get(name) != now[name]:
+                yield name, before.get(name), now[name]
+        for name, value in now["training"].items():
+            if before["training"].get(name) != value:
+                yield name, before["training"].get(name), value
+
+    def _threads(self, before: Mapping[str, Any]) -> None:
+        """CPU threads as asked, as before, or as timed; and how long the run will take."""
+        left = self.training.steps - self.session.step
+        threads = self.options.threads or before.get("threads")
+        if threads is None and left and self.world.size == 1 and self.device.type == "cpu" and not self.options.compile:
+            threads, seconds = plan.choose_threads(self._rehearsal())
+            self.say(f"{threads} CPU thread{'s' * (threads > 1)}, about {duration(seconds * left)} for {left:,} steps.")
+        self.stack.enter_context(plan.using_threads(threads))
+        self.threads = torch.get_num_threads()
+
+    def _rehearsal(self) -> Callable[[], object]:
+        """A step that changes nothing."""
+        step = self.session.step
+        batch = next(feed(self.data, self.order, self.part, step, step + 1, device=self.device))
+        unit = self.session.units[0]
+
+        def work() -> None:
+            self.backward(unit, batch, lambda: False)
+            unit.optimiser.fill()
+            unit.optimiser.norm()
+            self.backward.buffers.restore()
+        return work
+
+    def _facts(self) -> dict[str, Any]:
+        fingerprint = getattr(self.data, "fingerprint", "") or f"{key(*self.data.names):x}"
+        return {"seed": self.options.seed, "training": config_dict(self.training), "device": self.device.type,
+                "precision": "bf16" if self.dtype == torch.bfloat16 else "fp32", "processes": self.world.size,
+                "torch": torch.__version__, "data": [len(self.data), fingerprint]}
+
+    def _describe(self) -> None:
+        """Write down what the model is; warn of an average that cannot keep up."""
+        config, options = self.recipe.config, self.options
+        classes = getattr(config, "classes", ()) or getattr(self.data, "classes", ())
+        self.document = {
+            "format": store.FORMAT, "version": __version__, "paper": type(self.recipe).__module__.rpartition(".")[2],
+            "stage": options.stage, "preset": options.preset, "config": config_dict(config),
+            "training": config_dict(self.training), "classes": [str(name) for name in classes],
+            "value_range": [-1.0, 1.0],
+            "data": {"examples": len(self.data), "shape": list(getattr(self.data, "shape", ()))}}
+        if self.run and self.world.main:
+            self.run.describe(self.document, options.private)
+        fixed = self.training.ema_rule in ("constant", "copy_first")
+        memory = 1.0 / max(1e-12, 1.0 - self.training.ema) if fixed else 0.0
+        if memory > self.training.steps:
+            self.say(f"The average has a memory of {memory:,.0f} steps, the run {self.training.steps:,}: it will lag "
+                     "behind the weights; a smaller ema or ema_rule warmup helps.")
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[Step]:
+        session, total = self.session, self.training.steps
+        if session.step >= total:
+            self.say(f"The run already has its {total:,} steps: ask for more with --steps.")
+            self._finish()
+            return
+        stop = self.stack.enter_context(Stop())
+        halt = (lambda: stop.signal is not None) if self.world.size == 1 else lambda: False
+        batches = feed(self.data, self.order, self.part, session.step, total, workers=self.options.workers,
+                       device=self.device)
+        self._clock = self._began = time.perf_counter()
+        self._first = session.step
+        with closing(batches):      # type: ignore[type-var]
+            for batch in batches:
+                step = self._one(batch, halt, stop)
+                yield step
+                if step.stopped:
+                    return
+
+    def _one(self, batch: Batch, halt: Callable[[], bool], stop: Stop) -> Step:
+        lr, session = self.session.lr, self.session
+        try:
+            values = session.advance(batch, halt)
+        except UserError:
+            self._keep_last_words()
+            raise
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        asked = self.world.any(stop.signal is not None)
+        stopped = stop.signal or "SIGTERM" if asked else None       # SIGTERM: it was another process that was asked
+        step = Step(session.step, self.training.steps, session.step * self.training.batch, lr, seconds, values or {},
+                    stopped=stopped)
+        events = self._events(lr) if values is not None else {}
+        return dataclasses.replace(step, saved=self._saved(stopped), **events)
+
+    def _events(self, lr: float) -> dict[str, Any]:
+        """What is due after a step: a line of metrics, a held-out loss, a grid."""
+        o, step, done = self.options, self.session.step, self.session.step == self.training.steps
+        out: dict[str, Any] = {}
+        if step % o.log_every == 0 or done:
+            out["line"] = self._log(lr)
+        self.log.progress(step, self._loss, self._rate)
+        if self.held is not None and o.evaluate_every and (step % o.evaluate_every == 0 or done):
+            with self.session.ema.swapped():
+                out["held"] = evaluate.held_loss(self.backward, self.held, step)
+            self.log.metrics({"step": step, **{f"held/{name}": value for name, value in out["held"].items()}})
+        if self.run and self.world.main and o.sample_every and (step % o.sample_every == 0 or done):
+            with self.session.ema.swapped(), self.backward.autocast(), self.backward.eager():
+                pictures = evaluate.preview(self.recipe, o.preview, o.seed, self.device)
+            out["grid"] = evaluate.write_grid(pictures, self.run.samples / f"step_{step:08d}.png")
+        return out
+
+    def _log(self, lr: float) -> dict[str, Any]:
+        s = self.session
+        s.settle()
+        lag = float(s.ema.lag())
+        if not math.isfinite(lag):
+            s.refuse_infinite()
+        line = {"step": s.step, "images": s.step * self.training.batch, **s.window.close(), "lr": lr,
+                "ema_decay": s.ema.last, "ema_lag": round(lag, 6) if math.isfinite(lag) else None, "order": s.order,
+                "skipped": s.skipped, "seconds": round(time.perf_counter() - self._began, 3),
+                "rate": round(self._rate, 2)}
+        self.log.metrics(line)
+        self._loss = next((v for name, v in line.items() if name.endswith("loss")), None)
+        return line
+
+    @property
+    def _rate(self) -> float:
+        """Images per second since the start."""
+        elapsed = time.perf_counter() - self._began
+        return (self.session.step - self._first) * self.training.batch / max(elapsed, 1e-9)
+
+    # -- saving --------------------------------------------------------------------------------------------------------
+
+    def _saved(self, stopped: str | None) -> Path | None:
+        s, every = self.session, self.options.save_every
+        done = s.step == self.training.steps
+        if not self.run or not (done or stopped or (every and s.step % every == 0)):
+            return None
+        path = self._save()
+        if stopped:
+            self.say(f"Stopped by {stopped} after step {s.step:,}; saved. "
+                     f"Go on with: sfumato train --resume {self.run.path}")
+        return (self._finish() if done else None) or path
+
+    def _save(self) -> Path:
+        assert self.run
+        s = self.session
+        target = self.run.checkpoints / f"step_{s.step:08d}"
+        s.refuse_infinite()
+        if self.world.main and s.step != self._kept:
+            self.log.sync()
+            state = {**s.state(), **self._facts(), "threads": self.threads}
+            store.save(self.run, s.step, s.tensors(), state, self.document)
+            store.rotate(self.run, self.options.keep)
+        self._kept = s.step
+        self.world.barrier()
+        return target
+
+    def _finish(self) -> Path | None:
+        """Write final/, the model that `load` prefers."""
+        if self.run and self.world.main:
+            return store.write_final(self.run, self.session.averaged_model(), self.document)
+        return None
+
+    def _keep_last_words(self) -> None:
+        """A step failed before it changed anything: keep the steps before it, if they are sound."""
+        if self.run and self.world.size == 1 and self.session.step and self.session.whole:
+            try:
+                self._save()
+            except UserError as problem:
+                self.say(str(problem))

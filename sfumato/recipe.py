@@ -1,0 +1,227 @@
+"""What a paper is: a frozen config, the modules it builds, its losses and its sampling; and how papers are found.
+
+File names are the registry: `sfumato/papers/NAME.py` with a docstring, a `Config`, `PRESETS` and one `Recipe` is the
+paper NAME, with a CLI name, a row in the README and a `sfumato cite NAME`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_type_hints
+
+from torch import Tensor, nn
+
+from sfumato.core.random import Seeds
+from sfumato.errors import UserError
+from sfumato.samplers.sampler import Sampler, State
+
+__all__ = [
+    "Ask",
+    "At",
+    "Loss",
+    "Paper",
+    "Phase",
+    "Preset",
+    "Recipe",
+    "Training",
+    "build",
+    "config_dict",
+    "config_from",
+    "labels_or_spread",
+    "paper",
+    "papers",
+]
+
+
+@dataclass(frozen=True)
+class At:
+    """Where in a run a loss is asked for."""
+
+    step: int  # optimiser steps finished before this one
+    images: int  # examples seen before this step
+    total: int  # steps of the whole run
+    phase: str
+    rng: Seeds  # one generator per example of the micro-batch; never the global generator
+
+
+class Loss(NamedTuple):
+    """What `Recipe.loss` returns: the scalar that is differentiated and what the log may show."""
+
+    value: Tensor  # (), mean over the micro-batch
+    scalars: Mapping[str, Tensor] = {}
+    per_sample: Tensor | None = None  # (B,) detached: with `t`, the loss per noise level
+    t: Tensor | None = None  # (B,) in [0, 1]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Parameters that one optimiser owns. Phases alternate inside one step (generator, discriminator)."""
+
+    parameters: tuple[nn.Parameter, ...]
+    every: int = 1  # steps between its updates
+    ema: bool = True
+    lr: float = 1.0  # factor on the run's learning rate
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a paper trains: the part of its hyper-parameters that is not the model's."""
+
+    steps: int = 20_000
+    batch: int = 64  # examples per optimiser step, over all processes and micro-batches
+    lr: float = 2e-4
+    warmup: int = 500  # steps of linear warm-up
+    decay: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0  # global gradient norm; 0 is off
+    ema: float = 0.9999  # decay per step; with "images" the half-life in images
+    ema_rule: Literal["constant", "warmup", "copy_first", "images"] = "constant"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named setting of a paper; `note` says where its numbers come from and what they reached."""
+
+    config: Any
+    training: Training = field(default_factory=Training)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request for pictures. A recipe whose sampling needs more subclasses it."""
+
+    n: int = 16
+    labels: tuple[int, ...] | None = None  # one per picture; None: seed mod classes
+    guidance: float = 1.0  # 1 is off, everywhere
+    sampler: Sampler | None = None  # None: the recipe's own
+    size: tuple[int, ...] | None = None  # spatial size; None: the size it was trained at
+
+
+class Recipe(nn.Module, ABC):
+    """A paper as software. Build every module in `__init__` from the frozen `config`."""
+
+    stages: tuple[str, ...] = ("model",)  # trained one after another, each an ordinary run
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def phases(self) -> dict[str, Phase]:
+        """What trains, by which optimiser. Default: one phase with everything that requires a gradient."""
+        return {"model": Phase(tuple(p for p in self.parameters() if p.requires_grad))}
+
+    @abstractmethod
+    def loss(self, batch: Mapping[str, Any], at: At) -> Loss:
+        """The scalar loss of one micro-batch. Draws from `at.rng` only."""
+
+    def forward(self, batch: Mapping[str, Any], at: At) -> Loss:
+        return self.loss(batch, at)
+
+    def after(self, at: At, seen: Loss) -> None:
+        """Called after the optimiser's step of each phase: EMA teachers, codebooks, histories of t.
+
+        `seen.value` is the mean over the whole batch; `per_sample` and `t` are this process's share. State that lives
+        on is a registered buffer, changed in place."""
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Where the time goes: what `compile` compiles and `checkpointing` recomputes. Default: the denoiser's
+        network."""
+        network = getattr(getattr(self, "denoiser", None), "network", None)
+        return (network,) if isinstance(network, nn.Module) else ()
+
+    @abstractmethod
+    def sample(self, ask: Ask, *, rng: Seeds) -> Iterator[State]:
+        """Every state from noise to data."""
+
+    @abstractmethod
+    def picture(self, state: State, *, quick: bool = False) -> Tensor:
+        """(B, C, *S) in [0, 1]; `quick` may trade quality for speed (previews)."""
+
+
+# -- discovery ---------------------------------------------------------------------------------------------------------
+
+
+class Paper(NamedTuple):
+    """A paper file, opened."""
+
+    name: str
+    doc: str
+    config: type
+    recipe: type[Recipe]
+    presets: dict[str, Preset]
+    fit: Callable[..., Any] | None  # fit(config, shape=, classes=) -> config for this data; None: dataclasses.replace
+
+    @property
+    def title(self) -> str:
+        return self.doc.strip().splitlines()[0]
+
+
+def papers() -> tuple[str, ...]:
+    """The names of all papers, sorted."""
+    from sfumato import papers as package
+
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_"))
+
+
+def paper(name: str) -> Paper:
+    """Open the paper `name`. Raises UserError with the nearest name when there is none."""
+    if name not in papers():
+        near = difflib.get_close_matches(name, papers(), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "`sfumato papers` lists them."
+        raise UserError(f"There is no paper called '{name}': {hint}")
+    module = importlib.import_module(f"{__package__}.papers.{name}")
+    recipe = next(
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Recipe) and value.__module__ == module.__name__
+    )
+    return Paper(name, module.__doc__ or "", module.Config, recipe, module.PRESETS, getattr(module, "fit", None))
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """A config as plain YAML values (tuples become lists, nested configs become mappings)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return {k: plain(v) for k, v in dataclasses.asdict(config).items()}
+
+
+def config_from(kind: type, plain: Mapping[str, Any]) -> Any:
+    """The config dataclass `kind` from what `config_dict` gave. An unknown key is refused with the nearest name."""
+    types = get_type_hints(kind)
+    for unknown in plain.keys() - {f.name for f in dataclasses.fields(kind)}:
+        near = difflib.get_close_matches(unknown, types, n=1)
+        raise UserError(f"The config has no field '{unknown}'" + (f": did you mean '{near[0]}'?" if near else "."))
+    return kind(
+        **{k: config_from(types[k], v) if dataclasses.is_dataclass(types[k]) else _frozen(v) for k, v in plain.items()}
+    )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def build(name: str, config: Mapping[str, Any]) -> Recipe:
+    """The recipe of paper `name` with a config read back from YAML."""
+    found = paper(name)
+    return found.recipe(config_from(found.config, config))
+
+
+def labels_or_spread(ask: Ask, classes: int, seed: int) -> tuple[int, ...]:
+    """The label of each asked picture: as asked (a single one serves all), else (seed + i) mod classes, which spreads
+    them evenly and makes a picture's class, too, a function of its seed."""
+    if ask.labels is None:
+        return tuple((seed + i) % max(classes, 1) for i in range(ask.n))
+    return ask.labels * ask.n if len(ask.labels) == 1 else ask.labels
