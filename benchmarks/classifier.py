@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
@@ -67,6 +69,18 @@ def train(
             optimiser.step()
             schedule.step()
     return net.eval()
+
+
+def kept(path: Path, make: Callable[[], Classifier], classes: int) -> Classifier:
+    """The classifier stored at `path`, or a new one, stored there: figures of different days need the same features."""
+    if path.is_file():
+        net = Classifier(classes)
+        net.load_state_dict(load_file(path))
+        return net.eval()
+    net = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.contiguous() for name, t in net.state_dict().items()}, path)
+    return net
 
 
 def _batches(n: int, batch: int, epochs: int, rng: torch.Generator) -> Iterator[Tensor]:

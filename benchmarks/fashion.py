@@ -1,7 +1,7 @@
 """Ten minutes of training on Fashion-MNIST: sfumato's ddpm against denoising-diffusion-pytorch at equal size, time and
 machine.
 
-    python benchmarks/fashion.py DATA --minutes 10 --keep benchmarks/runs/fashion_ddpm
+    python benchmarks/fashion.py DATA --minutes 10 --tuned
 
 Both train in one process, a minute each in turn, on the same 60,000 pictures without labels. The peer runs as its
 `Trainer` does by default (fp32, Adam 1e-4, batch 16, EMA 0.995 every 10 steps, v prediction on its sigmoid schedule),
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from classifier import Classifier, features, frechet, read, train
+from classifier import Classifier, features, frechet, kept, read, train
 from PIL import Image
 from timing import report
 
@@ -29,6 +29,8 @@ from sfumato.engine.train import fresh, steps
 from sfumato.papers.ddpm import PRESETS
 from sfumato.recipe import config_dict
 from sfumato.samplers.ancestral import DDIM
+
+CLASSIFIER = Path(__file__).parent / "runs" / "fashion_classifier" / "model.safetensors"
 
 
 def pictures(data) -> torch.Tensor:
@@ -164,12 +166,12 @@ def main() -> None:
     options = parser.parse_args()
     data, test = (open_data(str(options.data / name), DataOptions(flip="on")) for name in ("train.npz", "test.npz"))
     images, held, labels = pictures(data), pictures(test), torch.as_tensor(data.labels)
-    net = train(images, labels, 10, epochs=3)
+    net = kept(CLASSIFIER, lambda: train(images, labels, 10, epochs=3), 10)
     accuracy = float((read(net, held) == torch.as_tensor(test.labels)).float().mean())
     print(f"classifier: {accuracy:.4f} of the test pictures", flush=True)
     second = pace(lambda: Ours(data, options.work / "pace", 10_000))
     ours = Ours(data, options.work / "run", int(options.minutes * 60 / second * 0.97))
-    theirs = [Theirs(images, 26)] + ([Theirs(images, 26, lr=1e-3, batch=32)] if options.tuned else [])
+    theirs = [Theirs(images, 32)] + ([Theirs(images, 32, lr=1e-3, batch=32)] if options.tuned else [])
     used = in_turn([ours, *theirs], options.minutes)
     while ours.done < ours.total:
         ours.step()

@@ -42,6 +42,37 @@ def samples(run: Path, each: int, guidance: float, steps: int):
     return torch.cat(pictures), torch.cat(labels), seconds
 
 
+def rms(distance: torch.Tensor, pixels: int) -> list[float]:
+    return [round(float(v) / pixels**0.5, 4) for v in (distance.median(), distance.min())]
+
+
+def measure(run: Path, *, each: int, guidance: float, steps: int) -> dict[str, object]:
+    """The rows of the report."""
+    data = open_data("glyphs", DataOptions(size=32))
+    batch = data.batch(torch.arange(len(data)).numpy(), None)
+    images, labels, group = batch["image"], batch["label"], groups(data.classes)
+    families = sorted(set(data.families))
+    held = torch.tensor([families.index(f) % 2 == 1 for f in data.families])
+    net = train(images[~held], labels[~held], len(data.classes), epochs=60, batch=64, augment=True)
+    pictures, asked, seconds = samples(run, each, guidance, steps)
+    said, flat = read(net, pictures), images.flatten(1)
+    right = group[said] == group[asked]
+    nearest = torch.cdist(pictures.flatten(1), flat).min(1).values
+    own = torch.cdist(flat, flat).fill_diagonal_(float("inf")).min(1).values
+    return {
+        "glyphs": {"trained on": int((~held).sum()), "held out": int(held.sum()), "families held out": families[1::2]},
+        "held-out families read right": round(
+            float((group[read(net, images[held])] == group[labels[held]]).float().mean()), 4
+        ),
+        "samples": len(pictures),
+        "samples read as asked": round(float(right.float().mean()), 4),
+        "misread": {data.classes[c]: int((~right[asked == c]).sum()) for c in range(62) if not right[asked == c].all()},
+        "rms distance to the nearest glyph (median, least), values in [-1, 1]": rms(nearest, flat.shape[1]),
+        "the same between glyphs": rms(own, flat.shape[1]),
+        "seconds to sample": round(seconds, 1),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -49,40 +80,8 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--out")
-    options = parser.parse_args()
-    data = open_data("glyphs", DataOptions(size=32))
-    batch = data.batch(torch.arange(len(data)).numpy(), None)
-    images, labels, group = batch["image"], batch["label"], groups(data.classes)
-    families = sorted(set(data.families))
-    held = torch.tensor([families.index(f) % 2 == 1 for f in data.families])
-    net = train(images[~held], labels[~held], len(data.classes), epochs=60, batch=64, augment=True)
-    right = (group[read(net, images[held])] == group[labels[held]]).float().mean()
-    pictures, asked, seconds = samples(options.run, options.each, options.guidance, options.steps)
-    said = read(net, pictures)
-    distance = torch.cdist(pictures.flatten(1), images.flatten(1)).min(1).values
-    own = torch.cdist(images.flatten(1), images.flatten(1)).fill_diagonal_(float("inf")).min(1).values
-    report(
-        "letters",
-        {
-            "families": {"trained on": int((~held).sum()), "held out": int(held.sum()), "names": families},
-            "held-out families read right": round(float(right), 4),
-            "samples": len(pictures),
-            "samples read as asked": round(float((group[said] == group[asked]).float().mean()), 4),
-            "worst letters": {
-                data.classes[c]: round(float((group[said[asked == c]] == group[c]).float().mean()), 2)
-                for c in range(len(data.classes))
-                if (group[said[asked == c]] != group[c]).any()
-            },
-            "rms distance to the nearest training glyph (median, least), of 2": [
-                round(float(v) / images[0].numel() ** 0.5, 4) for v in (distance.median(), distance.min())
-            ],
-            "the same between training glyphs": [
-                round(float(v) / images[0].numel() ** 0.5, 4) for v in (own.median(), own.min())
-            ],
-            "seconds to sample": round(seconds, 1),
-        },
-        options.out,
-    )
+    o = parser.parse_args()
+    report("letters", measure(o.run, each=o.each, guidance=o.guidance, steps=o.steps), o.out)
 
 
 if __name__ == "__main__":

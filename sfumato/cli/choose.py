@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.random import Seeds
-from ..data.arrays import Arrays
-from ..data.columns import select
-from ..data.dataset import Dataset
-from ..data.decode import BadPicture, header
-from ..data.fit import natural_size
-from ..data.options import DataOptions
-from ..data.sources import listing
-from ..engine.backward import Buffers
-from ..engine.plan import choose_threads, out_of_memory
-from ..recipe import At, Paper, Recipe
+from sfumato.core.random import Seeds
+from sfumato.data.arrays import Arrays
+from sfumato.data.columns import select
+from sfumato.data.dataset import Dataset
+from sfumato.data.decode import BadPicture, header
+from sfumato.data.fit import natural_size
+from sfumato.data.options import DataOptions
+from sfumato.data.sources import listing
+from sfumato.engine.backward import Buffers
+from sfumato.engine.plan import choose_threads, out_of_memory
+from sfumato.recipe import At, Paper, Recipe
 
 __all__ = ["fit_config", "pick_preset", "pick_size", "rehearse", "timing"]
 

@@ -9,9 +9,9 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from ..errors import UserError
-from .papers import Entry, entries, entry
-from .parse import nearest, option, parse
+from sfumato.cli.papers import Entry, entries, entry
+from sfumato.cli.parse import nearest, option, parse
+from sfumato.errors import UserError
 
 __all__ = ["bibtex", "run"]
 
@@ -35,7 +35,7 @@ def _of_run(what: str) -> Entry:
     if not Path(what).is_dir():
         hint = nearest(what, [e.name for e in entries()], " `sfumato papers` lists the papers.")
         raise UserError(f"there is no paper and no run folder called '{what}':{hint}")
-    from .runs import described, find_run
+    from sfumato.cli.runs import described, find_run
 
     name = described(find_run(what, "cite"))["paper"]
     found = entry(name)

@@ -8,11 +8,11 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from ..data.check import as_dict, check, render
-from ..errors import UserError
-from .flags import DataFlags
-from .parse import option, parse
-from .progress import Progress
+from sfumato.cli.flags import DataFlags
+from sfumato.cli.parse import option, parse
+from sfumato.cli.progress import Progress
+from sfumato.data.check import as_dict, check, render
+from sfumato.errors import UserError
 
 __all__ = ["run"]
 

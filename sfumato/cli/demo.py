@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..apps.demo import Demo, main
-from .parse import parse
+from sfumato.apps.demo import Demo, main
+from sfumato.cli.parse import parse
 
 __all__ = ["run"]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from .main import version
-from .parse import parse
-from .show import rows, size
+from sfumato.cli.main import version
+from sfumato.cli.parse import parse
+from sfumato.cli.show import rows, size
 
 __all__ = ["extras", "run", "warnings_of"]
 
@@ -119,7 +119,7 @@ def extras() -> dict[str, list[str]]:
 
 
 def _places() -> Iterator[Row]:
-    from ..data.cache import cache_folder
+    from sfumato.data.cache import cache_folder
 
     cache = cache_folder()
     used = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) if cache.is_dir() else 0

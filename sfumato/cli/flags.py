@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagConversionOff, OmitArgPrefixes, Positional
 
-from ..data.options import DataOptions
-from ..errors import UserError
-from ..recipe import Paper, Training
-from .parse import option
+from sfumato.cli.parse import option
+from sfumato.data.options import DataOptions
+from sfumato.errors import UserError
+from sfumato.recipe import Paper, Training
 
 __all__ = ["EXAMPLES", "DataFlags", "MachineFlags", "OutputFlags", "TrainFlags", "for_paper", "pixels", "value_of"]
 

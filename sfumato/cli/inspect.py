@@ -12,14 +12,14 @@ from typing import Annotated, Any
 from safetensors import SafetensorError, safe_open
 from tyro.conf import Positional
 
-from ..data.options import escape
-from ..data.pictures import read_settings
-from ..engine.run import RunFolder
-from ..engine.state import Damaged, check, checkpoints
-from ..errors import UserError
-from .parse import nearest, option, parse
-from .runs import described, find_run
-from .show import Rows, amount, rows, size, table
+from sfumato.cli.parse import nearest, option, parse
+from sfumato.cli.runs import described, find_run
+from sfumato.cli.show import Rows, amount, rows, size, table
+from sfumato.data.options import escape
+from sfumato.data.pictures import read_settings
+from sfumato.engine.run import RunFolder
+from sfumato.engine.state import Damaged, check, checkpoints
+from sfumato.errors import UserError
 
 __all__ = ["run"]
 

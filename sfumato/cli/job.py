@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-from ..data import DataOptions, Dataset, open_data
-from ..engine import Options, RunFolder, fresh
-from ..engine.distributed import World
-from ..engine.plan import choose_device, choose_precision, out_of_memory
-from ..errors import UserError
-from ..recipe import Ask, Paper, Recipe, Training, config_dict, config_from
-from ..samplers.ancestral import DDIM
-from .choose import fit_config, pick_preset, pick_size, rehearse, timing
-from .flags import EXAMPLES, TrainFlags, for_paper, value_of
-from .parse import nearest, parse
-from .plan import Facts, Rows, refuse_if_full, rows_of
-from .progress import Progress
-from .runs import described, find_run, free_folder, writable
-from .samplers import own_sampler
+from sfumato.cli.choose import fit_config, pick_preset, pick_size, rehearse, timing
+from sfumato.cli.flags import EXAMPLES, TrainFlags, for_paper, value_of
+from sfumato.cli.parse import nearest, parse
+from sfumato.cli.plan import Facts, Rows, refuse_if_full, rows_of
+from sfumato.cli.progress import Progress
+from sfumato.cli.runs import described, find_run, free_folder, writable
+from sfumato.cli.samplers import own_sampler
+from sfumato.data import DataOptions, Dataset, open_data
+from sfumato.engine import Options, RunFolder, fresh
+from sfumato.engine.distributed import World
+from sfumato.engine.plan import choose_device, choose_precision, out_of_memory
+from sfumato.errors import UserError
+from sfumato.recipe import Ask, Paper, Recipe, Training, config_dict, config_from
+from sfumato.samplers.ancestral import DDIM
 
 __all__ = ["Job", "asked_training", "built", "new", "open_split", "options_of", "preview_of"]
 

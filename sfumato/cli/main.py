@@ -75,7 +75,7 @@ def _run(words: list[str]) -> int:
         return 0
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
-        from ..errors import UserError
+        from sfumato.errors import UserError
 
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(VERBS)}."
@@ -94,14 +94,14 @@ def _overview() -> str:
 
 def version() -> str:
     """Of sfumato."""
-    from .. import __version__
+    from sfumato import __version__
 
     return __version__
 
 
 def _sentence(error: Exception) -> str | None:
     """One sentence for what the user can put right; None for a defect."""
-    from ..errors import UserError
+    from sfumato.errors import UserError
 
     if isinstance(error, UserError):
         return " ".join(str(error).split())
@@ -136,6 +136,6 @@ def _note(
 
 def _tell(line: str) -> None:
     """To stderr, once per job: the other ranks of torchrun stay silent."""
-    from .progress import Progress
+    from sfumato.cli.progress import Progress
 
     Progress.say(line)

@@ -11,9 +11,9 @@ from typing import Annotated, Any, NamedTuple
 
 from tyro.conf import Positional
 
-from .. import papers as package
-from .parse import option, parse
-from .show import rows, table
+from sfumato import papers as package
+from sfumato.cli.parse import option, parse
+from sfumato.cli.show import rows, table
 
 __all__ = ["Entry", "entries", "entry", "run"]
 
@@ -68,7 +68,7 @@ def _all() -> str:
 
 
 def _in_full(name: str) -> str:
-    from ..recipe import paper
+    from sfumato.recipe import paper
 
     found = paper(name)
     presets = rows((preset, _preset(value)) for preset, value in found.presets.items())

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import tyro
 from tyro import conf
 
-from ..errors import UserError
+from sfumato.errors import UserError
 
 __all__ = ["known_flags", "nearest", "option", "parse"]
 

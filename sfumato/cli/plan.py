@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from ..data import Dataset
-from ..engine import Options
-from ..errors import UserError
-from ..recipe import Recipe
-from .show import amount, duration, size
+from sfumato.cli.show import amount, duration, size
+from sfumato.data import Dataset
+from sfumato.engine import Options
+from sfumato.errors import UserError
+from sfumato.recipe import Recipe
 
 __all__ = ["Facts", "Rows", "bytes_of", "refuse_if_full", "rows_of"]
 

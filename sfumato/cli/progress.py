@@ -7,7 +7,7 @@ import sys
 import time
 from types import TracebackType
 
-from .show import duration
+from sfumato.cli.show import duration
 
 __all__ = ["Progress", "first_rank"]
 

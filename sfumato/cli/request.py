@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from ..data.pictures import Settings
-from ..errors import UserError
-from ..samplers.sampler import Sampler
-from .samplers import chosen
+from sfumato.cli.samplers import chosen
+from sfumato.data.pictures import Settings
+from sfumato.errors import UserError
+from sfumato.samplers.sampler import Sampler
 
 __all__ = ["Chunk", "Request", "from_settings"]
 

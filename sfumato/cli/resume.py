@@ -6,17 +6,17 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..data import DataOptions, Dataset
-from ..engine import Options, RunFolder
-from ..engine.distributed import World
-from ..engine.state import checkpoints
-from ..errors import UserError
-from ..recipe import Training, config_from, paper
-from .flags import DataFlags, MachineFlags, OutputFlags, TrainFlags
-from .job import Job, asked_training, built, open_split, options_of, preview_of
-from .plan import Rows
-from .runs import described, find_run
-from .show import amount
+from sfumato.cli.flags import DataFlags, MachineFlags, OutputFlags, TrainFlags
+from sfumato.cli.job import Job, asked_training, built, open_split, options_of, preview_of
+from sfumato.cli.plan import Rows
+from sfumato.cli.runs import described, find_run
+from sfumato.cli.show import amount
+from sfumato.data import DataOptions, Dataset
+from sfumato.engine import Options, RunFolder
+from sfumato.engine.distributed import World
+from sfumato.engine.state import checkpoints
+from sfumato.errors import UserError
+from sfumato.recipe import Training, config_from, paper
 
 __all__ = ["resumed"]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ..engine.run import RunFolder, read_yaml
-from ..engine.state import Damaged, checkpoints, last_good, load
-from ..errors import UserError
-from ..recipe import Recipe
-from .parse import nearest
+from sfumato.cli.parse import nearest
+from sfumato.engine.run import RunFolder, read_yaml
+from sfumato.engine.state import Damaged, checkpoints, last_good, load
+from sfumato.errors import UserError
+from sfumato.recipe import Recipe
 
 __all__ = ["described", "find_run", "free_folder", "model_hash", "opened", "writable"]
 

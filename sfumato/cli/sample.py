@@ -10,17 +10,17 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from tyro.conf import Positional
 
-from ..data.pictures import read_settings
-from ..engine.plan import choose_device
-from ..errors import UserError
-from ..recipe import Recipe
-from .flags import pixels
-from .parse import nearest, option, parse
-from .progress import Progress
-from .request import Request, from_settings
-from .runs import described, find_run, free_folder, model_hash, opened, writable
-from .samplers import chosen, facts, length, own_sampler
-from .studio import Studio
+from sfumato.cli.flags import pixels
+from sfumato.cli.parse import nearest, option, parse
+from sfumato.cli.progress import Progress
+from sfumato.cli.request import Request, from_settings
+from sfumato.cli.runs import described, find_run, free_folder, model_hash, opened, writable
+from sfumato.cli.samplers import chosen, facts, length, own_sampler
+from sfumato.cli.studio import Studio
+from sfumato.data.pictures import read_settings
+from sfumato.engine.plan import choose_device
+from sfumato.errors import UserError
+from sfumato.recipe import Recipe
 
 __all__ = ["run"]
 

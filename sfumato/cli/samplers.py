@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ..core import times
-from ..core.posterior import Variance, large, small
-from ..errors import UserError
-from ..recipe import Recipe
-from ..samplers.ancestral import DDIM, Ancestral
-from ..samplers.sampler import Sampler
+from sfumato.core import times
+from sfumato.core.posterior import Variance, large, small
+from sfumato.errors import UserError
+from sfumato.recipe import Recipe
+from sfumato.samplers.ancestral import DDIM, Ancestral
+from sfumato.samplers.sampler import Sampler
 
 __all__ = ["SAMPLERS", "SPACINGS", "VARIANCES", "chosen", "facts", "length", "own_sampler"]
 

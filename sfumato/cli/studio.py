@@ -14,15 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.random import Seeds
-from ..data.pictures import grid, save_png, to_uint8
-from ..engine.plan import choose_threads, using_threads
-from ..recipe import Ask, Recipe
-from ..samplers.sampler import Sampler
-from .progress import Progress
-from .request import Chunk, Request
-from .samplers import length, own_sampler
-from .show import amount, duration
+from sfumato.cli.progress import Progress
+from sfumato.cli.request import Chunk, Request
+from sfumato.cli.samplers import length, own_sampler
+from sfumato.cli.show import amount, duration
+from sfumato.core.random import Seeds
+from sfumato.data.pictures import grid, save_png, to_uint8
+from sfumato.engine.plan import choose_threads, using_threads
+from sfumato.recipe import Ask, Recipe
+from sfumato.samplers.sampler import Sampler
 
 __all__ = ["Studio"]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..engine import EXIT_CODES, Step, steps
-from ..engine.distributed import World, join
-from ..errors import UserError
-from ..recipe import paper, papers
-from .flags import EXAMPLES, TrainFlags, value_of
-from .job import Job, new
-from .parse import parse
-from .resume import resumed
-from .show import rows
+from sfumato.cli.flags import EXAMPLES, TrainFlags, value_of
+from sfumato.cli.job import Job, new
+from sfumato.cli.parse import parse
+from sfumato.cli.resume import resumed
+from sfumato.cli.show import rows
+from sfumato.engine import EXIT_CODES, Step, steps
+from sfumato.engine.distributed import World, join
+from sfumato.errors import UserError
+from sfumato.recipe import paper, papers
 
 __all__ = ["run"]
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Column, Records
-from .folder import json_lines
-from .options import DataError, escape, nearest, need, shortlist
+from sfumato.data.columns import Column, Records
+from sfumato.data.folder import json_lines
+from sfumato.data.options import DataError, escape, nearest, need, shortlist
 
 __all__ = ["Arrays", "digits", "npz"]
 

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .decode import BadPicture
+from sfumato.data.decode import BadPicture
 
 __all__ = ["Pixels", "Progress", "cache_folder", "digest", "each", "fill", "load", "store"]
 

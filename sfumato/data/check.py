@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .arrays import Arrays
-from .cache import Progress, each
-from .columns import Records, captions, select, unmirrorable
-from .decode import BadPicture, Encoded, Header, header, picture
-from .fit import Plan, natural_channels
-from .options import DataOptions, Skipped, escape, shortlist
-from .sources import listing, plan
+from sfumato.data.arrays import Arrays
+from sfumato.data.cache import Progress, each
+from sfumato.data.columns import Records, captions, select, unmirrorable
+from sfumato.data.decode import BadPicture, Encoded, Header, header, picture
+from sfumato.data.fit import Plan, natural_channels
+from sfumato.data.options import DataOptions, Skipped, escape, shortlist
+from sfumato.data.sources import listing, plan
 
 __all__ = ["Report", "as_dict", "check", "render"]
 

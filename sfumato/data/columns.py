@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .decode import Encoded
-from .options import DataError, DataOptions, Skipped, escape, nearest, shortlist
+from sfumato.data.decode import Encoded
+from sfumato.data.options import DataError, DataOptions, Skipped, escape, nearest, shortlist
 
 __all__ = ["Labels", "Records", "captions", "choose", "labels", "select", "unmirrorable"]
 

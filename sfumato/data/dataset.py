@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.random import Seeds, key
-from .options import DataError, Skipped
+from sfumato.core.random import Seeds, key
+from sfumato.data.options import DataError, Skipped
 
 __all__ = ["Dataset", "scaled"]
 

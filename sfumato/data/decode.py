@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .fit import Plan, conform, has_alpha
+from sfumato.data.fit import Plan, conform, has_alpha
 
 __all__ = ["EXTENSIONS", "BadPicture", "Encoded", "Header", "decode", "header", "picture"]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .columns import FOLDER, NAMES, SIDECAR, Column, Records
-from .decode import EXTENSIONS
-from .options import DataError, Skipped, escape, nearest, need, shortlist
+from sfumato.data.columns import FOLDER, NAMES, SIDECAR, Column, Records
+from sfumato.data.decode import EXTENSIONS
+from sfumato.data.options import DataError, Skipped, escape, nearest, need, shortlist
 
 __all__ = ["SPLITS", "folder", "json_lines", "words"]
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from .arrays import Arrays
-from .cache import each
-from .columns import Column, Records
-from .options import DataError, nearest, need, shortlist
+from sfumato.data.arrays import Arrays
+from sfumato.data.cache import each
+from sfumato.data.columns import Column, Records
+from sfumato.data.options import DataError, nearest, need, shortlist
 
 __all__ = ["BASELINE", "CAPITAL", "SETS", "Font", "fonts", "glyphs"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal, NamedTuple
 
-from ..errors import UserError
+from sfumato.errors import UserError
 
 __all__ = ["DataError", "DataOptions", "Skipped", "escape", "nearest", "need", "shortlist"]
 

@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .options import DataError, escape
+from sfumato.data.options import DataError, escape
 
 __all__ = ["Settings", "grid", "read_settings", "save_png", "to_pil", "to_uint8"]
 

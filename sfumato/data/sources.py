@@ -12,14 +12,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from . import arrays, glyphs, tables
-from .cache import Pixels, Progress, digest, each, fill, load, store
-from .columns import Labels, Records, captions, select, unmirrorable
-from .dataset import Dataset
-from .decode import EXTENSIONS, BadPicture, Header, decode, header
-from .fit import Plan, natural_channels, natural_size
-from .folder import folder
-from .options import DataError, DataOptions, Skipped, escape, nearest, shortlist
+from sfumato.data import arrays, glyphs, tables
+from sfumato.data.cache import Pixels, Progress, digest, each, fill, load, store
+from sfumato.data.columns import Labels, Records, captions, select, unmirrorable
+from sfumato.data.dataset import Dataset
+from sfumato.data.decode import EXTENSIONS, BadPicture, Header, decode, header
+from sfumato.data.fit import Plan, natural_channels, natural_size
+from sfumato.data.folder import folder
+from sfumato.data.options import DataError, DataOptions, Skipped, escape, nearest, shortlist
 
 __all__ = ["dataset", "listing", "open_data", "plan"]
 

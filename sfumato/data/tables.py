@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .columns import FOLDER, NAMES, Column, Records
-from .decode import BYTE_CAP, EXTENSIONS, BadPicture, Encoded
-from .folder import SPLITS, words
-from .options import DataError, Skipped, escape, need, shortlist
+from sfumato.data.columns import FOLDER, NAMES, Column, Records
+from sfumato.data.decode import BYTE_CAP, EXTENSIONS, BadPicture, Encoded
+from sfumato.data.folder import SPLITS, words
+from sfumato.data.options import DataError, Skipped, escape, need, shortlist
 
 __all__ = ["archive", "hugging_face", "parquet", "shards"]
 

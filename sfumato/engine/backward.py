@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.random import Seeds, key
-from ..errors import UserError
-from ..recipe import At, Loss, Phase, Recipe
-from .distributed import Reducer, World
-from .metrics import mean_loss
-from .optim import AdamW
-from .order import Batch, cut, share
-from .plan import out_of_memory
+from sfumato.core.random import Seeds, key
+from sfumato.engine.distributed import Reducer, World
+from sfumato.engine.metrics import mean_loss
+from sfumato.engine.optim import AdamW
+from sfumato.engine.order import Batch, cut, share
+from sfumato.engine.plan import out_of_memory
+from sfumato.errors import UserError
+from sfumato.recipe import At, Loss, Phase, Recipe
 
 __all__ = ["Backward", "Buffers", "Interrupted", "Unit", "reproducible"]
 
@@ -73,14 +73,26 @@ def reproducible(device: torch.device, *parts: int | str) -> Iterator[None]:
 class Backward:
     """Fills the gradients of a phase."""
 
-    def __init__(self, recipe: Recipe, *, world: World, device: torch.device, dtype: torch.dtype, seed: int, total: int,
-                 batch: int, accumulate: int, auto: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        world: World,
+        device: torch.device,
+        dtype: torch.dtype,
+        seed: int,
+        total: int,
+        batch: int,
+        accumulate: int,
+        auto: bool,
+        say: Callable[[str], None],
+    ) -> None:
         self.recipe, self.world, self.device, self.dtype = recipe, world, device, dtype
         self.seed, self.total, self.batch, self.accumulate = seed, total, batch, accumulate
         self.auto, self.say = auto, say
         self.buffers = Buffers(recipe)
         self.compiled: tuple[torch.nn.Module, ...] = ()
-        self.on_trial = False           # compiled and not yet seen to work
+        self.on_trial = False  # compiled and not yet seen to work
 
     def compile(self, networks: tuple[torch.nn.Module, ...]) -> None:
         """Compile in place: no module is wrapped, no name changes. Tried out in the first step."""
@@ -157,14 +169,18 @@ class Backward:
     def _smaller(self, error: Exception, examples: int) -> None:
         micro = -(-examples // self.accumulate)
         if not self.auto or micro == 1:
-            raise UserError(f"Out of memory with {micro} examples at a time. What helps: smaller micro-batches "
-                            f"(--batch auto or --accumulate {2 * self.accumulate}), --checkpointing, a smaller size or "
-                            "preset.") from error
+            raise UserError(
+                f"Out of memory with {micro} examples at a time. What helps: smaller micro-batches "
+                f"(--batch auto or --accumulate {2 * self.accumulate}), --checkpointing, a smaller size or "
+                "preset."
+            ) from error
         self.accumulate = min(2 * self.accumulate, examples)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.say(f"Out of memory with {micro} examples at a time: now {-(-examples // self.accumulate)}, accumulated "
-                 f"{self.accumulate} times; the batch is still {self.batch}.")
+        self.say(
+            f"Out of memory with {micro} examples at a time: now {-(-examples // self.accumulate)}, accumulated "
+            f"{self.accumulate} times; the batch is still {self.batch}."
+        )
 
 
 def _first_line(error: Exception) -> str:

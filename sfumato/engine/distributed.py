@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import UserError
+from sfumato.errors import UserError
 
 __all__ = ["Reducer", "World", "join"]
 
-_BUCKET = 1 << 23       # elements: 32 MB of float32
+_BUCKET = 1 << 23  # elements: 32 MB of float32
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class World:
 
     rank: int = 0
     size: int = 1
-    local: int = 0              # rank on this machine: which GPU
-    control: Any = None         # a group that works on CPU tensors
+    local: int = 0  # rank on this machine: which GPU
+    control: Any = None  # a group that works on CPU tensors
 
     @property
     def main(self) -> bool:
@@ -99,14 +99,16 @@ class Reducer:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._parameters = list(reversed(parameters))           # backward reaches the last ones first
+        self._parameters = list(reversed(parameters))  # backward reaches the last ones first
         self._flat = parameters[0].new_zeros(sum(p.numel() for p in parameters) + 1)
         self._views: dict[nn.Parameter, Tensor] = {}
         self._bucket: dict[nn.Parameter, int] = {}
         self._ends = self._layout()
         self.extra = self._flat[-1]
-        self._hooks = [p.register_post_accumulate_grad_hook(self._ready)       # type: ignore[no-untyped-call]
-                       for p in self._parameters]
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
+            for p in self._parameters
+        ]
         self.armed = False
 
     def _layout(self) -> list[int]:
@@ -114,7 +116,7 @@ class Reducer:
         end = 0
         for p in self._parameters:
             self._bucket[p] = len(ends)
-            self._views[p] = self._flat[end:end + p.numel()].as_strided(p.shape, p.stride())
+            self._views[p] = self._flat[end : end + p.numel()].as_strided(p.shape, p.stride())
             end += p.numel()
             if end - (ends[-1] if ends else 0) >= _BUCKET:
                 ends.append(end)
@@ -143,7 +145,7 @@ class Reducer:
 
     def _launch(self) -> None:
         start = self._ends[self._launched - 1] if self._launched else 0
-        self._works.append(dist.all_reduce(self._flat[start:self._ends[self._launched]], async_op=True))
+        self._works.append(dist.all_reduce(self._flat[start : self._ends[self._launched]], async_op=True))
         self._launched += 1
 
     def finish(self, loss: Tensor) -> Tensor:

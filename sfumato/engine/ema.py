@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from .optim import global_norm
+from sfumato.engine.optim import global_norm
 
 __all__ = ["EMA", "RULES", "Rule", "constant", "copy_first", "images", "warmup"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.random import Seeds
-from ..recipe import Ask, Recipe
-from .backward import Backward, reproducible
-from .order import Data, share
+from sfumato.core.random import Seeds
+from sfumato.engine.backward import Backward, reproducible
+from sfumato.engine.order import Data, share
+from sfumato.recipe import Ask, Recipe
 
 __all__ = ["grid", "held_loss", "preview", "write_grid"]
 
@@ -32,8 +32,10 @@ def held_loss(backward: Backward, held: Data, step: int, *, limit: int = 512) ->
     recipe.eval()
     try:
         with reproducible(backward.device, backward.seed, "held"), backward.autocast(), backward.eager():
-            sums = {name: sum(_chunk(backward, held, name, step, mine[i:i + chunk]) for i in range(0, len(mine), chunk))
-                    for name in recipe.phases()}
+            sums = {
+                name: sum(_chunk(backward, held, name, step, mine[i : i + chunk]) for i in range(0, len(mine), chunk))
+                for name in recipe.phases()
+            }
     finally:
         recipe.train(was_training)
         backward.buffers.restore()
@@ -68,13 +70,21 @@ def grid(pictures: Tensor) -> Tensor:
     down = math.ceil(n / across)
     sheet = torch.ones(down * across, c, h, w)
     sheet[:n] = pictures
-    return (sheet.view(down, across, c, h, w).permute(0, 3, 1, 4, 2).reshape(down * h, across * w, c)
-            .mul(255).round().clamp(0, 255).to(torch.uint8))
+    return (
+        sheet.view(down, across, c, h, w)
+        .permute(0, 3, 1, 4, 2)
+        .reshape(down * h, across * w, c)
+        .mul(255)
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+    )
 
 
 def write_grid(pictures: Tensor, path: Path) -> Path:
     """A PNG with all pictures side by side."""
     from PIL import Image
+
     pixels = grid(pictures).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels[..., :3] if pixels.shape[-1] > 2 else pixels[..., 0]).save(path)

@@ -36,8 +36,18 @@ __all__ = [
 
 TEMPORARY = ".tmp-"
 _PIECE = 1 << 24
-_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-           torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 _kill, _, _nth = os.environ.get("SFUMATO_KILL_AT", "").partition("@")
 _passed: Counter[str] = Counter()
@@ -87,13 +97,16 @@ def write_text(path: Path, text: str) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Write and fsync a safetensors file. Returns its manifest entry: size and SHA-256."""
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))     # wide types first: all aligned
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide types first: all aligned
     header: dict[str, Any] = {}
     end = 0
     for name in names:
         start, end = end, end + tensors[name].nbytes
-        header[name] = {"dtype": _DTYPES[tensors[name].dtype], "shape": list(tensors[name].shape),
-                        "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": _DTYPES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     hashed = hashlib.sha256()
@@ -111,7 +124,7 @@ def _pieces(header: bytes, tensors: Iterator[Tensor]) -> Iterator[memoryview]:
     for tensor in tensors:
         raw = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         for start in range(0, len(raw), _PIECE):
-            yield raw[start:start + _PIECE]
+            yield raw[start : start + _PIECE]
 
 
 def digest(path: Path) -> str:

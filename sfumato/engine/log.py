@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Protocol
 
-from ..errors import UserError
-from .run import RunFolder
+from sfumato.engine.run import RunFolder
+from sfumato.errors import UserError
 
 __all__ = ["Log", "duration"]
 
@@ -21,8 +21,16 @@ __all__ = ["Log", "duration"]
 class Log:
     """`say` for people, `metrics` for machines, `progress` for the impatient. Only the first process speaks."""
 
-    def __init__(self, folder: RunFolder | None, *, total: int, batch: int, quiet: bool = False, main: bool = True,
-                 report_to: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        *,
+        total: int,
+        batch: int,
+        quiet: bool = False,
+        main: bool = True,
+        report_to: tuple[str, ...] = (),
+    ) -> None:
         self.main, self.quiet = main, quiet
         self._folder = folder if main else None
         self._total, self._batch = total, batch
@@ -45,8 +53,10 @@ class Log:
                 with self._folder.metrics.open("a", encoding="utf-8") as file:
                     file.write(text)
             except OSError as error:
-                raise UserError(f"{self._folder.metrics} cannot be written: {error.strerror}. The checkpoints are "
-                                "intact: make room, then resume.") from error
+                raise UserError(
+                    f"{self._folder.metrics} cannot be written: {error.strerror}. The checkpoints are "
+                    "intact: make room, then resume."
+                ) from error
         numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
         for tracker in self._trackers:
             tracker.log(numbers, line["step"])
@@ -59,8 +69,11 @@ class Log:
             self._bar.update(step, f"{text}  {rate:,.0f} img/s")
         elif not self.quiet and self.main and (time.monotonic() - self._said > 10 or step == self._total):
             self._said = time.monotonic()
-            print(f"step {step:,}/{self._total:,}  {text}  {rate:,.0f} img/s  {duration(left)} left",
-                  file=sys.stderr, flush=True)
+            print(
+                f"step {step:,}/{self._total:,}  {text}  {rate:,.0f} img/s  {duration(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def sync(self) -> None:
         """Force the metrics to the disk."""
@@ -81,8 +94,15 @@ class _Bar:
     def __init__(self, total: int) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-        self._progress = Progress(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
-                                  TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+
+        self._progress = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
         self._task = self._progress.add_task("", total=total)
         self._progress.start()
 
@@ -103,7 +123,7 @@ def duration(seconds: float) -> str:
     return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {s:02} s" if minutes else f"{s} s"
 
 
-# -- trackers: imported only when asked for --------------------------------------------------------------------------
+# -- trackers: imported only when asked for ----------------------------------------------------------------------------
 
 
 class _Tracker(Protocol):
@@ -149,9 +169,12 @@ class _MLflow:
         self._module.end_run()
 
 
-_TRACKERS: dict[str, tuple[str, type[Any]]] = {"tensorboard": ("torch.utils.tensorboard", _TensorBoard),
-                                               "wandb": ("wandb", _Wandb), "trackio": ("trackio", _Wandb),
-                                               "mlflow": ("mlflow", _MLflow)}
+_TRACKERS: dict[str, tuple[str, type[Any]]] = {
+    "tensorboard": ("torch.utils.tensorboard", _TensorBoard),
+    "wandb": ("wandb", _Wandb),
+    "trackio": ("trackio", _Wandb),
+    "mlflow": ("mlflow", _MLflow),
+}
 
 
 def _tracker(name: str, folder: RunFolder | None) -> _Tracker:

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..recipe import Loss
+from sfumato.recipe import Loss
 
 __all__ = ["LEVELS", "Window", "mean_loss"]
 
-LEVELS = 8      # bins of t in [0, 1]: the loss per noise level
+LEVELS = 8  # bins of t in [0, 1]: the loss per noise level
 
 
 def mean_loss(parts: list[tuple[Loss, float]]) -> Loss:
     """The loss of a batch from those of its micro-batches, each with its share of the whole."""
+
     def mean(tensors: list[Tensor]) -> Tensor:
         return torch.stack([tensor.detach().float() * w for tensor, (_, w) in zip(tensors, parts, strict=True)]).sum(0)
 
@@ -30,8 +31,12 @@ def mean_loss(parts: list[tuple[Loss, float]]) -> Loss:
     total = sum(w for _, w in parts)
     parts = [(loss, w / total) for loss, w in parts]
     scalars = {name: mean([loss.scalars[name] for loss in losses]) for name in losses[0].scalars}
-    return Loss(mean([loss.value for loss in losses]), scalars,
-                joined([loss.per_sample for loss in losses]), joined([loss.t for loss in losses]))
+    return Loss(
+        mean([loss.value for loss in losses]),
+        scalars,
+        joined([loss.per_sample for loss in losses]),
+        joined([loss.t for loss in losses]),
+    )
 
 
 class Window:
@@ -54,12 +59,14 @@ class Window:
             flat = torch.stack([v.float().reshape(()) for row in self._waiting for v in row.values()]).tolist()
             numbers = iter(flat)
             self._rows += [{name: next(numbers) for name in row} for row in self._waiting]
-        for loss, t in self._per_level:     # step by step: a window cut by a checkpoint adds up to the same bits
+        for loss, t in self._per_level:  # step by step: a window cut by a checkpoint adds up to the same bits
             level = np.minimum((t.double().cpu().numpy() * LEVELS).astype(int), LEVELS - 1)
             value = loss.double().cpu().numpy()
             good = np.isfinite(value)
-            for total, part in ((self._sum, np.bincount(level[good], value[good], LEVELS)),
-                                (self._count, np.bincount(level[good], minlength=LEVELS))):
+            for total, part in (
+                (self._sum, np.bincount(level[good], value[good], LEVELS)),
+                (self._count, np.bincount(level[good], minlength=LEVELS)),
+            ):
                 total[:] = [a + b for a, b in zip(total, part.tolist(), strict=True)]
         self._waiting, self._per_level = [], []
 
@@ -73,7 +80,7 @@ class Window:
         line: dict[str, Any] = {name: _mean(values) for name, values in columns.items()}
         if any(self._count):
             line["levels"] = [s / n if n else None for s, n in zip(self._sum, self._count, strict=True)]
-        self.__init__()                         # type: ignore[misc]
+        self.__init__()  # type: ignore[misc]
         return line
 
     def state(self) -> dict[str, Any]:
@@ -83,8 +90,9 @@ class Window:
         return {"rows": rows, "sum": self._sum, "count": self._count}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._rows = [{name: math.nan if value is None else value for name, value in row.items()}
-                      for row in state["rows"]]
+        self._rows = [
+            {name: math.nan if value is None else value for name, value in row.items()} for row in state["rows"]
+        ]
         self._sum, self._count = list(state["sum"]), list(state["count"])
 
 

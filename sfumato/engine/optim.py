@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..recipe import Training
+from sfumato.recipe import Training
 
 __all__ = ["DECAYS", "AdamW", "constant", "cosine", "factor", "global_norm", "linear"]
 
@@ -88,10 +88,22 @@ class AdamW:
         t = self.training
         self.updates.add_(1.0 - bad)
         torch._fused_adamw_(
-            self.parameters, self.gradients, self._first, self._second, [],
-            [self.updates] * len(self.parameters), lr=lr, beta1=t.betas[0], beta2=t.betas[1],
-            weight_decay=t.weight_decay, eps=t.eps, amsgrad=False, maximize=False, found_inf=bad,
-            grad_scale=((norm + 1e-6) / t.clip).clamp(min=1.0).float() if t.clip else None)
+            self.parameters,
+            self.gradients,
+            self._first,
+            self._second,
+            [],
+            [self.updates] * len(self.parameters),
+            lr=lr,
+            beta1=t.betas[0],
+            beta2=t.betas[1],
+            weight_decay=t.weight_decay,
+            eps=t.eps,
+            amsgrad=False,
+            maximize=False,
+            found_inf=bad,
+            grad_scale=((norm + 1e-6) / t.clip).clamp(min=1.0).float() if t.clip else None,
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The state by name: first/PARAMETER, second/PARAMETER, updates."""

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.random import Seeds, key
+from sfumato.core.random import Seeds, key
 
 __all__ = ["Batch", "Data", "Order", "cut", "feed", "share"]
 
@@ -23,7 +23,8 @@ Ints = NDArray[np.int64]
 class Data(Protocol):
     """What the engine asks of a data set."""
 
-    names: Sequence[str]
+    @property
+    def names(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -51,15 +52,15 @@ class Order:
         span = self.positions(step)
         first, last = span.start // self.n, (span.stop - 1) // self.n
         row = np.concatenate([self._epoch(epoch) for epoch in range(first, last + 1)])
-        return row[span.start - first * self.n:span.stop - first * self.n]
+        return row[span.start - first * self.n : span.stop - first * self.n]
 
 
 class Batch(NamedTuple):
     """The part of one step's examples that this process works on."""
 
     step: int
-    indices: Ints               # of the whole step, over all processes
-    positions: range            # in the run, of this part
+    indices: Ints  # of the whole step, over all processes
+    positions: range  # in the run, of this part
     content: dict[str, Any]
 
 
@@ -73,9 +74,18 @@ def cut(content: Mapping[str, Any], part: slice) -> dict[str, Any]:
     return {name: value[part] for name, value in content.items()}
 
 
-def feed(data: Data, order: Order, part: slice, start: int, stop: int, *, workers: int = 0,
-         device: torch.device | None = None) -> Iterator[Batch]:
+def feed(
+    data: Data,
+    order: Order,
+    part: slice,
+    start: int,
+    stop: int,
+    *,
+    workers: int = 0,
+    device: torch.device | None = None,
+) -> Iterator[Batch]:
     """The batches of steps start..stop, prepared ahead by `workers` threads. Their number changes no bit."""
+
     def prepare(step: int) -> Batch:
         indices, positions = order.indices(step), order.positions(step)[part]
         content = data.batch(indices[part], Seeds.at(order.seed, positions, "data"))
@@ -99,5 +109,7 @@ def _moved(content: dict[str, Any], device: torch.device | None) -> dict[str, An
     if device is None or device.type == "cpu":
         return content
     pin = device.type == "cuda"
-    return {k: (v.pin_memory() if pin else v).to(device, non_blocking=True) if isinstance(v, Tensor) else v
-            for k, v in content.items()}
+    return {
+        k: (v.pin_memory() if pin else v).to(device, non_blocking=True) if isinstance(v, Tensor) else v
+        for k, v in content.items()
+    }

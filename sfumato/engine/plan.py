@@ -9,10 +9,17 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..errors import UserError
+from sfumato.errors import UserError
 
-__all__ = ["choose_device", "choose_precision", "choose_threads", "out_of_memory", "switch_checkpointing", "timed",
-           "using_threads"]
+__all__ = [
+    "choose_device",
+    "choose_precision",
+    "choose_threads",
+    "out_of_memory",
+    "switch_checkpointing",
+    "timed",
+    "using_threads",
+]
 
 
 def choose_device(name: str, local: int = 0) -> torch.device:
@@ -107,12 +114,13 @@ def using_threads(n: int | None) -> Iterator[None]:
 def out_of_memory(error: BaseException) -> bool:
     """True for a GPU's and for the CPU allocator's."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def switch_checkpointing(networks: tuple[nn.Module, ...]) -> bool:
     """Recompute activations in backward, where a network can."""
     able = [network for network in networks if hasattr(network, "checkpointing")]
     for network in able:
-        network.checkpointing = True            # type: ignore[assignment]
+        network.checkpointing = True  # type: ignore[assignment]
     return bool(able)

@@ -1,12 +1,12 @@
 """A run folder: what it holds, who may write to it.
 
-    run.yaml        private: where the data lies, options, machine, command; never copied out
-    config.yaml     what the model is: paper, preset, config, training, classes, data in numbers
-    metrics.jsonl   one strict JSON object a line
-    log.txt         what was said
-    samples/        preview grids
-    checkpoints/    step_00001000/..., latest
-    final/          the averaged model, whole by itself
+run.yaml        private: where the data lies, options, machine, command; never copied out
+config.yaml     what the model is: paper, preset, config, training, classes, data in numbers
+metrics.jsonl   one strict JSON object a line
+log.txt         what was said
+samples/        preview grids
+checkpoints/    step_00001000/..., latest
+final/          the averaged model, whole by itself
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import IO, Any
 
 import yaml
 
-from ..errors import UserError
-from . import files
+from sfumato.engine import files
+from sfumato.errors import UserError
 
-with contextlib.suppress(ImportError):      # no advisory locks on this system
+with contextlib.suppress(ImportError):  # no advisory locks on this system
     import fcntl
 
 __all__ = ["RunFolder", "read_yaml"]
@@ -89,7 +89,7 @@ class RunFolder:
             lock.seek(0)
             owner = lock.read().strip() or "another process"
             raise UserError(f"{self.path} is in use by {owner}: wait, stop it, or choose another --out.") from None
-        except OSError:                     # a file system without locks
+        except OSError:  # a file system without locks
             return
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
@@ -101,8 +101,9 @@ class RunFolder:
             private = self.private()
         machine = {"host": socket.gethostname(), "system": platform.platform(), "cpus": os.cpu_count()}
         files.write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-        files.write_text(self.path / "run.yaml",
-                         yaml.safe_dump({**private, "machine": machine}, sort_keys=False, allow_unicode=True))
+        files.write_text(
+            self.path / "run.yaml", yaml.safe_dump({**private, "machine": machine}, sort_keys=False, allow_unicode=True)
+        )
 
     def cut_metrics(self, step: int) -> None:
         """Forget the lines after `step`, and a last one that was not finished."""

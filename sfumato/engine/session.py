@@ -10,27 +10,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.random import Seeds
-from ..errors import UserError
-from ..recipe import Loss, Recipe, Training
-from . import state as store
-from .backward import Backward, Interrupted, Unit
-from .distributed import Reducer, World
-from .ema import EMA, RULES
-from .metrics import Window
-from .optim import AdamW, factor
-from .order import Batch, Data
+from sfumato.core.random import Seeds
+from sfumato.engine import state as store
+from sfumato.engine.backward import Backward, Interrupted, Unit
+from sfumato.engine.distributed import Reducer, World
+from sfumato.engine.ema import EMA, RULES
+from sfumato.engine.metrics import Window
+from sfumato.engine.optim import AdamW, factor
+from sfumato.engine.order import Batch, Data
+from sfumato.errors import UserError
+from sfumato.recipe import Loss, Recipe, Training
 
 __all__ = ["PATIENCE", "Session"]
 
-PATIENCE = 10       # steps in a row that may be skipped for a NaN
+PATIENCE = 10  # steps in a row that may be skipped for a NaN
 
 
 class Session:
     """A recipe in training: its optimisers, its average, the count of steps."""
 
-    def __init__(self, recipe: Recipe, data: Data, training: Training, backward: Backward, world: World,
-                 say: Callable[[str], None], *, stop_on_nan: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Data,
+        training: Training,
+        backward: Backward,
+        world: World,
+        say: Callable[[str], None],
+        *,
+        stop_on_nan: bool = False,
+    ) -> None:
         self.recipe, self.data, self.training, self.backward = recipe, data, training, backward
         self.world, self.say, self.stop_on_nan = world, say, stop_on_nan
         self.names = {id(p): name for name, p in recipe.named_parameters()}
@@ -39,7 +48,7 @@ class Session:
         self.ema = EMA(self._named(averaged), training.ema, RULES[training.ema_rule])
         self.window = Window()
         self.step, self.skipped, self.order = 0, 0, ""
-        self.whole = True               # not in the middle of a step
+        self.whole = True  # not in the middle of a step
         self._skips_in_a_row = 0
         self._unjudged: list[Callable[[], bool]] = []
 
@@ -107,12 +116,13 @@ class Session:
         if bad.device.type != "cuda":
             return self._react(bool(bad), step, batch, seen)
         flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(bad, non_blocking=True)
-        event = torch.cuda.Event()             # type: ignore[no-untyped-call]
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
 
         def judge() -> bool:
             event.synchronize()
             return self._react(bool(flag), step, batch, seen)
+
         self._unjudged.append(judge)
         if len(self._unjudged) > len(self.units):
             self._unjudged.pop(0)()
@@ -129,8 +139,10 @@ class Session:
             return False
         self.backward.buffers.restore()
         if name := store.infinite(dict(self.recipe.named_parameters())):
-            raise UserError(f"Parameter {name} is not finite before step {step + 1}: nothing was saved since. Resume "
-                            "from the last checkpoint, with a lower --lr if this comes back.")
+            raise UserError(
+                f"Parameter {name} is not finite before step {step + 1}: nothing was saved since. Resume "
+                "from the last checkpoint, with a lower --lr if this comes back."
+            )
         what = f"The loss or its gradient is not finite in step {step + 1}, with {self._suspects(batch, seen)}"
         if self.stop_on_nan:
             raise UserError(f"{what}. Nothing was changed by this step (on_nan: stop).")
@@ -138,8 +150,10 @@ class Session:
         self.skipped += 1
         self._skips_in_a_row += 1
         if self._skips_in_a_row >= PATIENCE * len(self.units):
-            raise UserError(f"{PATIENCE} steps in a row had no finite gradient: try a lower --lr or --precision fp32, "
-                            "and look at the data.")
+            raise UserError(
+                f"{PATIENCE} steps in a row had no finite gradient: try a lower --lr or --precision fp32, "
+                "and look at the data."
+            )
         return True
 
     def _suspects(self, batch: Batch, seen: Loss) -> str:
@@ -159,8 +173,14 @@ class Session:
 
     def state(self) -> dict[str, Any]:
         """What is not a tensor."""
-        return {"step": self.step, "skipped": self.skipped, "order": self.order, "accumulate": self.backward.accumulate,
-                "ema": [self.ema.updates, self.ema.last], "window": self.window.state()}
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "order": self.order,
+            "accumulate": self.backward.accumulate,
+            "ema": [self.ema.updates, self.ema.last],
+            "window": self.window.state(),
+        }
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Take everything from a checkpoint. Raises UserError if it does not fit, with nothing changed."""
@@ -175,8 +195,10 @@ class Session:
         self.settle()
         for file, tensors in self.tensors().items():
             if name := store.infinite(tensors):
-                raise UserError(f"{name} ({file}) is not finite after step {self.step}: not saved. Earlier checkpoints "
-                                "are good: resume from the last, with a lower --lr if this comes back.")
+                raise UserError(
+                    f"{name} ({file}) is not finite after step {self.step}: not saved. Earlier checkpoints "
+                    "are good: resume from the last, with a lower --lr if this comes back."
+                )
 
     def averaged_model(self) -> dict[str, Tensor]:
         """The whole model with averaged weights, by name."""

@@ -30,12 +30,16 @@ class Stop:
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            self._before = {getattr(signal, name): signal.signal(getattr(signal, name), self._caught)
-                            for name in EXIT_CODES if hasattr(signal, name)}
+            self._before = {
+                getattr(signal, name): signal.signal(getattr(signal, name), self._caught)
+                for name in EXIT_CODES
+                if hasattr(signal, name)
+            }
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

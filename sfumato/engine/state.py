@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent, and models loaded from them.
 
-    checkpoints/step_00001000/   model, ema, optim .safetensors, state.json, config.yaml, manifest.json (sizes, SHA-256)
-    final/                       model.safetensors (averaged weights, frozen parts inside), config.yaml, manifest.json
+checkpoints/step_00001000/   model, ema, optim .safetensors, state.json, config.yaml, manifest.json (sizes, SHA-256)
+final/                       model.safetensors (averaged weights, frozen parts inside), config.yaml, manifest.json
 """
 
 from __future__ import annotations
@@ -20,16 +20,31 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ..errors import UserError
-from ..recipe import Recipe, build
-from . import files
-from .run import RunFolder, read_yaml
+from sfumato.engine import files
+from sfumato.engine.run import RunFolder, read_yaml
+from sfumato.errors import UserError
+from sfumato.recipe import Recipe, build
 
-__all__ = ["FORMAT", "Damaged", "averaged", "check", "checkpoints", "infinite", "last_good", "load", "read_state",
-           "read_tensors", "restore", "rotate", "save", "start_from", "write_final"]
+__all__ = [
+    "FORMAT",
+    "Damaged",
+    "averaged",
+    "check",
+    "checkpoints",
+    "infinite",
+    "last_good",
+    "load",
+    "read_state",
+    "read_tensors",
+    "restore",
+    "rotate",
+    "save",
+    "start_from",
+    "write_final",
+]
 
 FORMAT = 1
-_SMALL = 1 << 20        # bytes: files up to this size are hashed at every opening
+_SMALL = 1 << 20  # bytes: files up to this size are hashed at every opening
 _CHECKPOINT = ("model.safetensors", "ema.safetensors", "optim.safetensors", "state.json", "config.yaml")
 _FINAL = ("model.safetensors", "config.yaml")
 
@@ -48,22 +63,31 @@ def _manifest(entries: Mapping[str, Any]) -> bytes:
 def _write(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str]) -> None:
     try:
         with files.temporary(target) as folder:
-            entries = {f"{name}.safetensors": files.write_tensors(folder / f"{name}.safetensors", part)
-                       for name, part in tensors.items()}
+            entries = {
+                f"{name}.safetensors": files.write_tensors(folder / f"{name}.safetensors", part)
+                for name, part in tensors.items()
+            }
             entries |= {name: files.write_bytes(folder / name, text.encode()) for name, text in texts.items()}
             files.write_bytes(folder / "manifest.json", _manifest(entries))
             files.publish(folder, target)
     except OSError as error:
-        raise UserError(f"{target.name} could not be saved: {error.strerror or error}. Earlier checkpoints are intact: "
-                        f"make room or mend {target.parent}, then resume.") from error
+        raise UserError(
+            f"{target.name} could not be saved: {error.strerror or error}. Earlier checkpoints are intact: "
+            f"make room or mend {target.parent}, then resume."
+        ) from error
 
 
 def _yaml(config: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
 
 
-def save(run: RunFolder, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any],
-         config: Mapping[str, Any]) -> Path:
+def save(
+    run: RunFolder,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> Path:
     """Write checkpoint `step`: `tensors` by file name (model, ema, optim). Raises UserError: full, not writable."""
     target = run.checkpoints / f"step_{step:08d}"
     _write(target, tensors, {"state.json": json.dumps(state, allow_nan=False), "config.yaml": _yaml(config)})
@@ -92,7 +116,7 @@ def infinite(tensors: Mapping[str, Tensor]) -> str | None:
 
 def rotate(run: RunFolder, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints; called once the newest is known to be on the disk."""
-    for old in checkpoints(run)[max(keep, 1):]:
+    for old in checkpoints(run)[max(keep, 1) :]:
         files.remove(old)
 
 
@@ -101,8 +125,11 @@ def rotate(run: RunFolder, keep: int) -> None:
 
 def checkpoints(run: RunFolder) -> list[Path]:
     """Folders of checkpoints, newest first."""
-    return sorted((p for p in run.checkpoints.glob("step_*") if p.name[5:].isdigit() and p.is_dir()),
-                  key=lambda p: int(p.name[5:]), reverse=True)
+    return sorted(
+        (p for p in run.checkpoints.glob("step_*") if p.name[5:].isdigit() and p.is_dir()),
+        key=lambda p: int(p.name[5:]),
+        reverse=True,
+    )
 
 
 def check(folder: Path, names: tuple[str, ...], *, hashes: bool) -> None:
@@ -123,8 +150,9 @@ def _read_manifest(folder: Path, names: tuple[str, ...]) -> dict[str, dict[str, 
     try:
         manifest = json.loads(path.read_bytes())
         version, entries = manifest["format"], manifest["files"]
-        listed = {str(name): {"size": int(entry["size"]), "sha256": str(entry["sha256"])}
-                  for name, entry in entries.items()}
+        listed = {
+            str(name): {"size": int(entry["size"]), "sha256": str(entry["sha256"])} for name, entry in entries.items()
+        }
     except FileNotFoundError:
         raise Damaged(f"{path} is missing.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -159,7 +187,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     """The tensors of a safetensors file, mapped into memory (private: writing to them leaves the file alone)."""
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}        # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise Damaged(f"{path} is damaged: {error}.") from None
 
@@ -178,8 +206,10 @@ def _compare(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: P
         raise UserError(f"{where} does not fit this model: it {what} ({len(missing)} missing, {len(extra)} too many).")
     for name, tensor in wanted.items():
         if tensor.shape != found[name].shape:
-            raise UserError(f"{where} does not fit this model: '{name}' is {tuple(found[name].shape)} there and "
-                            f"{tuple(tensor.shape)} here.")
+            raise UserError(
+                f"{where} does not fit this model: '{name}' is {tuple(found[name].shape)} there and "
+                f"{tuple(tensor.shape)} here."
+            )
 
 
 @torch.no_grad()
@@ -202,13 +232,17 @@ def _locate(path: Path) -> tuple[Path, tuple[str, ...]]:
         return run.final, _FINAL
     saved = checkpoints(run)
     if not saved:
-        raise UserError(f"{path} is not a run: it has neither final/ nor checkpoints/." if path.exists()
-                        else f"There is no run at {path}.")
+        raise UserError(
+            f"{path} is not a run: it has neither final/ nor checkpoints/."
+            if path.exists()
+            else f"There is no run at {path}."
+        )
     return saved[0], _CHECKPOINT
 
 
-def averaged(path: Path | str, *, device: torch.device | str = "cpu",
-             verify: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def averaged(
+    path: Path | str, *, device: torch.device | str = "cpu", verify: bool = False
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(config, tensors by name) of the averaged model of a run, a final/ or a checkpoint."""
     folder, names = _locate(Path(path))
     check(folder, names, hashes=verify)
@@ -221,11 +255,16 @@ def averaged(path: Path | str, *, device: torch.device | str = "cpu",
     return config, tensors
 
 
-def load(path: Path | str, *, device: torch.device | str = "cpu", verify: bool = False,
-         builder: Callable[[str, Mapping[str, Any]], Recipe] = build) -> Recipe:
+def load(
+    path: Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    verify: bool = False,
+    builder: Callable[[str, Mapping[str, Any]], Recipe] = build,
+) -> Recipe:
     """The averaged model of a run folder (its final/, else its newest checkpoint), of a final/ or of one checkpoint.
 
-    On the CPU the weights stay in the file, mapped: no second copy. Sizes, headers and shapes are checked, with
+    On the CPU weights of float32 stay in the file, mapped: no second copy. Sizes, headers and shapes are checked, with
     `verify` every byte. `builder(paper, config)` makes the recipe. Raises UserError (Damaged) with file and reason.
     """
     config, tensors = averaged(path, device=device, verify=verify)
@@ -233,7 +272,7 @@ def load(path: Path | str, *, device: torch.device | str = "cpu", verify: bool =
     if not isinstance(name, str) or not isinstance(settings, dict):
         raise UserError(f"{path}: config.yaml names no paper and config.")
     recipe = _assembled(lambda: builder(name, settings), tensors, path)
-    return recipe.to(device).eval()
+    return recipe.to(device).float().eval()  # a run kept in bfloat16 is computed with in float32
 
 
 def _assembled(make: Callable[[], Recipe], tensors: Mapping[str, Tensor], where: Path | str) -> Recipe:
@@ -268,7 +307,7 @@ def _weightless() -> Iterator[None]:
             return None
         return nn.Parameter(p.detach().to("meta"), p.requires_grad)
 
-    handle = register_module_parameter_registration_hook(bare)     # type: ignore[arg-type]  # its None is too narrow
+    handle = register_module_parameter_registration_hook(bare)  # type: ignore[arg-type]  # its None is too narrow
     try:
         yield
     finally:
@@ -283,8 +322,9 @@ def start_from(recipe: Recipe, path: Path | str) -> dict[str, Any]:
     try:
         _compare(tensors, live, path)
     except UserError as problem:
-        raise UserError(f"{problem} Fine-tune with the paper, preset, size and classes of that run "
-                        f"({config.get('paper')}).") from None
+        raise UserError(
+            f"{problem} Fine-tune with the paper, preset, size and classes of that run ({config.get('paper')})."
+        ) from None
     for name, tensor in live.items():
         tensor.copy_(tensors[name])
     return config

@@ -7,67 +7,42 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .. import __version__
-from ..core.random import key
-from ..errors import UserError
-from ..recipe import Recipe, build, config_dict
-from . import evaluate, plan
-from . import state as store
-from .backward import Backward, reproducible
-from .distributed import World, join
-from .log import Log, duration
-from .optim import factor
-from .options import Options
-from .order import Batch, Data, Order, feed, share
-from .run import RunFolder
-from .session import Session
-from .signals import Stop
+from sfumato import __version__
+from sfumato.core.random import key
+from sfumato.engine import evaluate, plan
+from sfumato.engine import state as store
+from sfumato.engine.backward import Backward, reproducible
+from sfumato.engine.distributed import World, join
+from sfumato.engine.log import Log, duration
+from sfumato.engine.optim import factor
+from sfumato.engine.options import Options
+from sfumato.engine.order import Batch, Data, Order, feed, share
+from sfumato.engine.run import RunFolder
+from sfumato.engine.session import Session
+from sfumato.engine.signals import Stop
+from sfumato.engine.step import Step
+from sfumato.errors import UserError
+from sfumato.recipe import Recipe, build, config_dict
 
 __all__ = ["Step", "fresh", "steps"]
 
 
-@dataclass(frozen=True)
-class Step:
-    """What one step did. Losses are fetched from the device only when they are looked at."""
-
-    step: int                       # steps finished
-    total: int
-    images: int                     # examples seen
-    lr: float
-    seconds: float
-    values: Mapping[str, Tensor] = field(default_factory=dict)      # loss, norm; PHASE/loss, ... with several phases
-    saved: Path | None = None       # a checkpoint, or final/ in the last step
-    grid: Path | None = None        # a preview
-    held: Mapping[str, float] | None = None
-    line: Mapping[str, Any] | None = None       # what went to metrics.jsonl
-    stopped: str | None = None      # the signal that ended the run after this step; EXIT_CODES has its exit code
-
-    @property
-    def loss(self) -> float:
-        return float(next(iter(self.values.values())))
-
-    @property
-    def norm(self) -> float:
-        """The gradient norm of the first phase, before clipping."""
-        return float(next(v for name, v in self.values.items() if name.endswith("norm")))
-
-
-def fresh(paper: str, config: Mapping[str, Any], seed: int, *,
-          builder: Callable[[str, Mapping[str, Any]], Recipe] = build) -> Recipe:
+def fresh(
+    paper: str, config: Mapping[str, Any], seed: int, *, builder: Callable[[str, Mapping[str, Any]], Recipe] = build
+) -> Recipe:
     """The untrained recipe of a run with this seed; the user's own random numbers are left alone."""
     with reproducible(torch.device("cpu"), seed, "initial weights"):
         return builder(paper, config)
 
 
-def steps(recipe: Recipe, data: Data, options: Options, *, held: Data | None = None,
-          resume: bool = False) -> Iterator[Step]:
+def steps(
+    recipe: Recipe, data: Data, options: Options, *, held: Data | None = None, resume: bool = False
+) -> Iterator[Step]:
     """Train `recipe` on `data`, step by step. The run is kept in `options.out` and, with `resume`, goes on there.
 
         for step in steps(recipe, data, Options(out=Path("runs/cats"))): ...
@@ -85,8 +60,9 @@ def steps(recipe: Recipe, data: Data, options: Options, *, held: Data | None = N
 class _Trainer:
     """Set-up, and what happens between steps."""
 
-    def __init__(self, recipe: Recipe, data: Data, held: Data | None, options: Options, world: World,
-                 stack: ExitStack) -> None:
+    def __init__(
+        self, recipe: Recipe, data: Data, held: Data | None, options: Options, world: World, stack: ExitStack
+    ) -> None:
         self.recipe, self.data, self.held, self.options = recipe, data, held, options
         self.world, self.stack = world, stack
         self.training = options.training
@@ -95,11 +71,12 @@ class _Trainer:
         if not len(data):
             raise UserError("There is not a single example to train on.")
         if self.training.batch < world.size:
-            raise UserError(f"A batch of {self.training.batch} cannot be shared by {world.size} processes: "
-                            "use a larger --batch.")
+            raise UserError(
+                f"A batch of {self.training.batch} cannot be shared by {world.size} processes: use a larger --batch."
+            )
         self.order = Order(len(data), self.training.batch, options.seed)
         self.part = share(self.training.batch, world.rank, world.size)
-        self._kept = -1             # the step of the newest checkpoint
+        self._kept = -1  # the step of the newest checkpoint
         self._loss: float | None = None
 
     # -- before the first step -----------------------------------------------------------------------------------------
@@ -107,8 +84,14 @@ class _Trainer:
     def start(self, resume: bool) -> None:
         found = self._claim(resume)
         before = store.read_state(found) if found else {}
-        self.log = Log(self.run, total=self.training.steps, batch=self.training.batch, quiet=self.options.quiet,
-                       main=self.world.main, report_to=self.options.report_to)
+        self.log = Log(
+            self.run,
+            total=self.training.steps,
+            batch=self.training.batch,
+            quiet=self.options.quiet,
+            main=self.world.main,
+            report_to=self.options.report_to,
+        )
         self.stack.callback(self.log.close)
         self.say = self.log.say
         for message in self._messages:
@@ -136,8 +119,9 @@ class _Trainer:
         if resume and not self.run.started:
             raise UserError(f"There is no run to resume in {self.run.path}.")
         if self.run.started and not resume and self.world.main:
-            raise UserError(f"{self.run.path} already holds a run: go on with --resume {self.run.path}, or choose "
-                            "another --out.")
+            raise UserError(
+                f"{self.run.path} already holds a run: go on with --resume {self.run.path}, or choose another --out."
+            )
         if self.world.main:
             self.stack.enter_context(self.run.claimed())
         self.world.barrier()
@@ -153,11 +137,26 @@ class _Trainer:
         if self.options.checkpointing and not plan.switch_checkpointing(self.recipe.networks()):
             self.say("This recipe's networks cannot recompute activations: --checkpointing does nothing.")
         self.backward = Backward(
-            self.recipe, world=self.world, device=self.device, dtype=self.dtype, seed=self.options.seed,
-            total=self.training.steps, batch=self.training.batch, accumulate=accumulate, auto=self.options.auto_batch,
-            say=self.say)
-        self.session = Session(self.recipe, self.data, self.training, self.backward, self.world, self.say,
-                               stop_on_nan=self.options.on_nan == "stop")
+            self.recipe,
+            world=self.world,
+            device=self.device,
+            dtype=self.dtype,
+            seed=self.options.seed,
+            total=self.training.steps,
+            batch=self.training.batch,
+            accumulate=accumulate,
+            auto=self.options.auto_batch,
+            say=self.say,
+        )
+        self.session = Session(
+            self.recipe,
+            self.data,
+            self.training,
+            self.backward,
+            self.world,
+            self.say,
+            stop_on_nan=self.options.on_nan == "stop",
+        )
         self.stack.callback(self.session.close)
 
     def _continue(self, found: Path, before: Mapping[str, Any]) -> None:
@@ -173,8 +172,10 @@ class _Trainer:
             self.say(f"Changed since then: {name} {was} -> {is_now}.")
         if earlier.steps != now.steps:
             rates = [t.lr * factor(t, self.session.step) for t in (now, earlier)]
-            self.say(f"The run has {now.steps:,} steps in place of {earlier.steps:,}: with decay '{now.decay}' the "
-                     f"learning rate of the next step is {rates[0]:.3g} in place of {rates[1]:.3g}.")
+            self.say(
+                f"The run has {now.steps:,} steps in place of {earlier.steps:,}: with decay '{now.decay}' the "
+                f"learning rate of the next step is {rates[0]:.3g} in place of {rates[1]:.3g}."
+            )
 
     def _changes(self, before: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         now = self._facts()
@@ -206,31 +207,46 @@ class _Trainer:
             unit.optimiser.fill()
             unit.optimiser.norm()
             self.backward.buffers.restore()
+
         return work
 
     def _facts(self) -> dict[str, Any]:
         fingerprint = getattr(self.data, "fingerprint", "") or f"{key(*self.data.names):x}"
-        return {"seed": self.options.seed, "training": config_dict(self.training), "device": self.device.type,
-                "precision": "bf16" if self.dtype == torch.bfloat16 else "fp32", "processes": self.world.size,
-                "torch": torch.__version__, "data": [len(self.data), fingerprint]}
+        return {
+            "seed": self.options.seed,
+            "training": config_dict(self.training),
+            "device": self.device.type,
+            "precision": "bf16" if self.dtype == torch.bfloat16 else "fp32",
+            "processes": self.world.size,
+            "torch": torch.__version__,
+            "data": [len(self.data), fingerprint],
+        }
 
     def _describe(self) -> None:
         """Write down what the model is; warn of an average that cannot keep up."""
         config, options = self.recipe.config, self.options
         classes = getattr(config, "classes", ()) or getattr(self.data, "classes", ())
         self.document = {
-            "format": store.FORMAT, "version": __version__, "paper": type(self.recipe).__module__.rpartition(".")[2],
-            "stage": options.stage, "preset": options.preset, "config": config_dict(config),
-            "training": config_dict(self.training), "classes": [str(name) for name in classes],
+            "format": store.FORMAT,
+            "version": __version__,
+            "paper": type(self.recipe).__module__.rpartition(".")[2],
+            "stage": options.stage,
+            "preset": options.preset,
+            "config": config_dict(config),
+            "training": config_dict(self.training),
+            "classes": [str(name) for name in classes],
             "value_range": [-1.0, 1.0],
-            "data": {"examples": len(self.data), "shape": list(getattr(self.data, "shape", ()))}}
+            "data": {"examples": len(self.data), "shape": list(getattr(self.data, "shape", ()))},
+        }
         if self.run and self.world.main:
             self.run.describe(self.document, options.private)
         fixed = self.training.ema_rule in ("constant", "copy_first")
         memory = 1.0 / max(1e-12, 1.0 - self.training.ema) if fixed else 0.0
         if memory > self.training.steps:
-            self.say(f"The average has a memory of {memory:,.0f} steps, the run {self.training.steps:,}: it will lag "
-                     "behind the weights; a smaller ema or ema_rule warmup helps.")
+            self.say(
+                f"The average has a memory of {memory:,.0f} steps, the run {self.training.steps:,}: it will lag "
+                "behind the weights; a smaller ema or ema_rule warmup helps."
+            )
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -242,11 +258,12 @@ class _Trainer:
             return
         stop = self.stack.enter_context(Stop())
         halt = (lambda: stop.signal is not None) if self.world.size == 1 else lambda: False
-        batches = feed(self.data, self.order, self.part, session.step, total, workers=self.options.workers,
-                       device=self.device)
+        batches = feed(
+            self.data, self.order, self.part, session.step, total, workers=self.options.workers, device=self.device
+        )
         self._clock = self._began = time.perf_counter()
         self._first = session.step
-        with closing(batches):      # type: ignore[type-var]
+        with closing(batches):  # type: ignore[type-var]
             for batch in batches:
                 step = self._one(batch, halt, stop)
                 yield step
@@ -263,9 +280,16 @@ class _Trainer:
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         asked = self.world.any(stop.signal is not None)
-        stopped = stop.signal or "SIGTERM" if asked else None       # SIGTERM: it was another process that was asked
-        step = Step(session.step, self.training.steps, session.step * self.training.batch, lr, seconds, values or {},
-                    stopped=stopped)
+        stopped = stop.signal or "SIGTERM" if asked else None  # SIGTERM: it was another process that was asked
+        step = Step(
+            session.step,
+            self.training.steps,
+            session.step * self.training.batch,
+            lr,
+            seconds,
+            values or {},
+            stopped=stopped,
+        )
         events = self._events(lr) if values is not None else {}
         return dataclasses.replace(step, saved=self._saved(stopped), **events)
 
@@ -292,10 +316,18 @@ class _Trainer:
         lag = float(s.ema.lag())
         if not math.isfinite(lag):
             s.refuse_infinite()
-        line = {"step": s.step, "images": s.step * self.training.batch, **s.window.close(), "lr": lr,
-                "ema_decay": s.ema.last, "ema_lag": round(lag, 6) if math.isfinite(lag) else None, "order": s.order,
-                "skipped": s.skipped, "seconds": round(time.perf_counter() - self._began, 3),
-                "rate": round(self._rate, 2)}
+        line = {
+            "step": s.step,
+            "images": s.step * self.training.batch,
+            **s.window.close(),
+            "lr": lr,
+            "ema_decay": s.ema.last,
+            "ema_lag": round(lag, 6) if math.isfinite(lag) else None,
+            "order": s.order,
+            "skipped": s.skipped,
+            "seconds": round(time.perf_counter() - self._began, 3),
+            "rate": round(self._rate, 2),
+        }
         self.log.metrics(line)
         self._loss = next((v for name, v in line.items() if name.endswith("loss")), None)
         return line
@@ -315,8 +347,9 @@ class _Trainer:
             return None
         path = self._save()
         if stopped:
-            self.say(f"Stopped by {stopped} after step {s.step:,}; saved. "
-                     f"Go on with: sfumato train --resume {self.run.path}")
+            self.say(
+                f"Stopped by {stopped} after step {s.step:,}; saved. Go on with: sfumato train --resume {self.run.path}"
+            )
         return (self._finish() if done else None) or path
 
     def _save(self) -> Path:

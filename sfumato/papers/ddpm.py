@@ -177,6 +177,11 @@ PRESETS: dict[str, Preset] = {
         replace(_FAST, steps=2_100),
         "the demo's: tiny, for `glyphs` at 32 x 32 with labels",
     ),
+    "fashion": Preset(
+        replace(_ours(48, 96, 112, blocks=1, attention=(), patch=2, attend_middle=False), shape=(1, 28, 28)),
+        replace(_FAST, lr=1.5e-3, steps=6_000, ema=0.999),
+        "ten minutes on two cores for Fashion-MNIST: benchmarks/fashion.py",
+    ),
     "small": Preset(
         _ours(64, 128, 192, blocks=2, attention=(2,), head_width=32, attend_middle=True),
         replace(_FAST, lr=1e-3, batch=64, steps=20_000, ema=0.999),
