@@ -42,7 +42,7 @@ class Ours:
 
     name = "sfumato ddpm"
 
-    def __init__(self, data, out: Path, total: int) -> None:
+    def __init__(self, data, out: Path | None, total: int) -> None:
         preset = PRESETS["fashion"]
         options = Options(
             out=out,
@@ -65,6 +65,7 @@ class Ours:
             self.done += 1
 
     def sample(self, n: int) -> torch.Tensor:
+        assert self.out
         recipe, out = load(self.out), []
         for first in range(0, n, 250):
             with torch.autocast("cpu", torch.bfloat16):
@@ -159,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with train.npz and test.npz")
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--n", type=int, default=5000)
+    parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--work", type=Path, default=Path("runs/fashion"))
     parser.add_argument("--tuned", action="store_true")
     parser.add_argument("--out")
@@ -169,7 +170,7 @@ def main() -> None:
     net = kept(CLASSIFIER, lambda: train(images, labels, 10, epochs=3), 10)
     accuracy = float((read(net, held) == torch.as_tensor(test.labels)).float().mean())
     print(f"classifier: {accuracy:.4f} of the test pictures", flush=True)
-    second = pace(lambda: Ours(data, options.work / "pace", 10_000))
+    second = pace(lambda: Ours(data, None, 10_000))
     ours = Ours(data, options.work / "run", int(options.minutes * 60 / second * 0.97))
     theirs = [Theirs(images, 32)] + ([Theirs(images, 32, lr=1e-3, batch=32)] if options.tuned else [])
     used = in_turn([ours, *theirs], options.minutes)

@@ -52,7 +52,7 @@ def losses(metrics: Path) -> list[tuple[int, float]]:
 
 def clean(ink: Ink, letter: str = "") -> Ink:
     """Without specks: connected patches that hold little of the ink. The dots of i, j and some 0 are no specks."""
-    least = 0.04 if letter in ("i", "j", "0") else 0.12
+    least = 0.06 if letter in ("i", "j", "0") else 0.12
     mask = ink > 0.25
     patches = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:  # every patch takes the largest number in it

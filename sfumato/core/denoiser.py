@@ -39,7 +39,7 @@ class Plan(NamedTuple):
     @classmethod
     def of(cls, parametrisation: Parametrisation, process: Affine, point: Point, device: torch.device) -> Plan:
         c = parametrisation(process, point)
-        time = torch.as_tensor(c.time, dtype=torch.float32, device=device).reshape(-1)
+        time = torch.as_tensor(c.time, dtype=torch.float32).to(device).reshape(-1)
         unscaled = not isinstance(c.inp, Tensor) and c.inp == 1.0
         return cls(parametrisation, time, None if unscaled else c.inp, *c.rows(point))
 

@@ -24,7 +24,7 @@ def like(c: Scalar, x: Tensor) -> Scalar:
     """Coefficient c, shape () or (B,), ready to multiply x (B, C, *S). Host floats pass through."""
     if not isinstance(c, Tensor):
         return c
-    c = c.to(device=x.device, dtype=x.dtype)
+    c = c.to(x.dtype).to(x.device)  # in this order: not every device knows float64
     return c.reshape(c.shape + (1,) * (x.ndim - c.ndim)) if c.ndim else c
 
 
@@ -72,13 +72,13 @@ class Estimate:
     @classmethod
     def from_x0(cls, process: Affine, point: Point, xt: Tensor, x0: Tensor) -> Estimate:
         """The split of x_t when x0 is known: eps = (x_t - alpha x0) / sigma. At sigma = 0 eps is taken as 0."""
-        inverse = _reciprocal(point.sigma)
+        inverse = reciprocal(point.sigma)
         return cls(process, point, xt, x0, (0.0, 1.0), (inverse, -point.alpha * inverse), xt)
 
     @classmethod
     def from_eps(cls, process: Affine, point: Point, xt: Tensor, eps: Tensor) -> Estimate:
         """The split of x_t when eps is known: x0 = (x_t - sigma eps) / alpha, which needs alpha > 0."""
-        inverse = _reciprocal(point.alpha)
+        inverse = reciprocal(point.alpha)
         return cls(process, point, xt, eps, (inverse, -point.sigma * inverse), (0.0, 1.0), xt)
 
     def mix(self, a: Scalar, b: Scalar) -> Tensor:
@@ -121,7 +121,7 @@ class Estimate:
 
     @property
     def score(self) -> Tensor:
-        return self.mix(0.0, -_reciprocal(self.point.sigma))
+        return self.mix(0.0, -reciprocal(self.point.sigma))
 
     @property
     def v(self) -> Tensor:
@@ -161,7 +161,7 @@ class Estimate:
         return self.with_x0(torch.lerp(self.x0, other.x0, w))
 
 
-def _reciprocal(c: Scalar) -> Scalar:
+def reciprocal(c: Scalar) -> Scalar:
     """1 / c, and 0 where c is 0."""
     if isinstance(c, Tensor):
         return torch.where(c == 0, 0.0, 1.0 / torch.where(c == 0, 1.0, c))

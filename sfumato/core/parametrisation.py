@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sfumato.core.estimate import Row, Scalar, _reciprocal
+from sfumato.core.estimate import Row, Scalar, reciprocal
 from sfumato.core.process import Affine, Point
 
 __all__ = ["Coefficients", "Parametrisation", "eps", "v", "x0"]
@@ -26,7 +26,7 @@ class Coefficients(NamedTuple):
         """Weights of (x_t, F) in x0 and in eps."""
         if self.row_eps is not None:
             return (self.skip, self.out), self.row_eps
-        inverse = _reciprocal(point.sigma)
+        inverse = reciprocal(point.sigma)
         return (self.skip, self.out), ((1.0 - point.alpha * self.skip) * inverse, -point.alpha * self.out * inverse)
 
 
@@ -35,7 +35,7 @@ Parametrisation = Callable[[Affine, Point], Coefficients]
 
 def eps(process: Affine, point: Point) -> Coefficients:
     """F is the noise: x0 = (x_t - sigma F) / alpha (Ho et al. 2020). Needs alpha > 0."""
-    inverse = _reciprocal(point.alpha)
+    inverse = reciprocal(point.alpha)
     return Coefficients(inverse, -point.sigma * inverse, 1.0, point.time, (0.0, 1.0))
 
 

@@ -24,6 +24,7 @@ from sfumato.core.parametrisation import Parametrisation
 from sfumato.core.process import Affine
 from sfumato.core.random import Seeds
 from sfumato.core.schedules import betas
+from sfumato.errors import UserError
 from sfumato.networks import HO_256, HO_CIFAR10, UNet, UNetConfig
 from sfumato.recipe import Ask, At, Loss, Preset, Recipe, Training, labels_or_spread
 from sfumato.samplers.ancestral import Ancestral, large, small
@@ -123,7 +124,7 @@ class DDPM(Recipe):
         errors = losses.denoising(
             self.denoiser,
             x0,
-            t.to(x0.device),
+            t,
             rng=at.rng,
             view=PREDICT[self.config.predict][1],
             weight=WEIGHTS[self.config.weight],
@@ -139,6 +140,8 @@ class DDPM(Recipe):
         """The denoiser that `ask` wants: told labels, guided, clipped."""
         device = next(self.parameters()).device
         denoiser: Denoiser = self.denoiser
+        if self.label is None and (ask.labels is not None or ask.guidance != 1.0):
+            raise UserError("This model was trained without labels: leave out labels and guidance.")
         if self.label is not None:
             labels = torch.tensor(labels_or_spread(ask, len(self.config.classes), seed), device=device)
             told, null = self.label(labels), self.label.null(ask.n)
@@ -170,7 +173,7 @@ PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         replace(_ours(32, 64, 96, blocks=1, attention=(), patch=2, attend_middle=False), shift=2.0),
         _FAST,
-        "about 1 M parameters; minutes on a laptop at 32 x 32",
+        "1.7 M parameters; minutes on a laptop at 32 x 32",
     ),
     "letters": Preset(
         replace(_ours(32, 64, 96, blocks=1, attention=(), patch=2, attend_middle=False), shape=(1, 32, 32), shift=2.0),
@@ -185,7 +188,7 @@ PRESETS: dict[str, Preset] = {
     "small": Preset(
         _ours(64, 128, 192, blocks=2, attention=(2,), head_width=32, attend_middle=True),
         replace(_FAST, lr=1e-3, batch=64, steps=20_000, ema=0.999),
-        "about 8 M parameters; an afternoon on a laptop, minutes on a GPU",
+        "10 M parameters; an afternoon on a laptop, minutes on a GPU",
     ),
     "base": Preset(
         _ours(128, 256, 256, 256, blocks=2, attention=(1, 2), head_width=64, dropout=0.1),

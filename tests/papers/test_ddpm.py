@@ -6,6 +6,7 @@ from diffusers import DDPMScheduler
 
 from sfumato.core import parametrisation
 from sfumato.core.random import Seeds
+from sfumato.errors import UserError
 from sfumato.networks import UNetConfig
 from sfumato.papers import ddim, ddpm
 from sfumato.papers.ddpm import DDPM, Config
@@ -151,3 +152,9 @@ def test_larger_pictures_get_more_noise():
         4,
     ]
     assert ddpm.fit(Config(), shape=(1, 64, 64), classes=NAMES).shift == 1.0
+
+
+@pytest.mark.parametrize("ask", [Ask(2, labels=(1,)), Ask(2, guidance=2.0)])
+def test_labels_are_refused_by_a_model_that_has_none(ask):
+    with pytest.raises(UserError, match="without labels"):
+        next(DDPM(Config((1, 8, 8), network=SMALL)).sample(ask, rng=Seeds(0)))
