@@ -35,6 +35,7 @@ _HOME = {
     "VP": "core.schedules",
     "build": "recipe",
     "classifier_free": "core.guidance",
+    "fresh": "engine.train",
     "load": "engine.state",
     "open_data": "data",
     "paper": "recipe",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from sfumato.data import open_data as open_data
     from sfumato.engine.options import Options as Options
     from sfumato.engine.state import load as load
+    from sfumato.engine.train import fresh as fresh
     from sfumato.engine.train import steps as steps
     from sfumato.networks import UNet as UNet
     from sfumato.networks import UNetConfig as UNetConfig

@@ -11,7 +11,7 @@ import difflib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_type_hints
 
@@ -85,6 +85,17 @@ class Training:
     ema: float = 0.9999  # decay per step; with "images" the half-life in images
     ema_rule: Literal["constant", "warmup", "copy_first", "images"] = "constant"
 
+    def __post_init__(self) -> None:
+        """Raises UserError for a value that cannot train anything."""
+        unit = {"ema": (self.ema,), "betas": self.betas}
+        for name, values in unit.items():
+            if not all(0.0 <= v < 1.0 for v in values) and not (name == "ema" and self.ema_rule == "images"):
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 0 and less than 1.")
+        if self.ema_rule == "images" and self.ema <= 1.0:
+            raise UserError(f"With ema_rule images, ema is a half-life in images, such as 500000, and not {self.ema}.")
+        if min(self.weight_decay, self.clip, self.warmup) < 0 or not self.eps > 0:
+            raise UserError("weight_decay, clip and warmup must not be negative, and eps must be greater than 0.")
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -104,6 +115,10 @@ class Ask:
     guidance: float = 1.0  # 1 is off, everywhere
     sampler: Sampler | None = None  # None: the recipe's own
     size: tuple[int, ...] | None = None  # spatial size; None: the size it was trained at
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UserError(f"Asked for {self.n} pictures: ask for at least 1.")
 
 
 class Recipe(nn.Module, ABC):
@@ -158,7 +173,6 @@ class Paper(NamedTuple):
     config: type
     recipe: type[Recipe]
     presets: dict[str, Preset]
-    fit: Callable[..., Any] | None  # fit(config, shape=, classes=) -> config for this data; None: dataclasses.replace
 
     @property
     def title(self) -> str:
@@ -184,7 +198,7 @@ def paper(name: str) -> Paper:
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Recipe) and value.__module__ == module.__name__
     )
-    return Paper(name, module.__doc__ or "", module.Config, recipe, module.PRESETS, getattr(module, "fit", None))
+    return Paper(name, module.__doc__ or "", module.Config, recipe, module.PRESETS)
 
 
 def config_dict(config: Any) -> dict[str, Any]:
@@ -213,15 +227,22 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
 
 
-def build(name: str, config: Mapping[str, Any]) -> Recipe:
-    """The recipe of paper `name` with a config read back from YAML."""
+def build(name: str, config: Any) -> Recipe:
+    """The recipe of paper `name` with its config, or with one read back from YAML. Raises UserError for unknown
+    keys."""
     found = paper(name)
-    return found.recipe(config_from(found.config, config))
+    return found.recipe(config_from(found.config, config) if isinstance(config, Mapping) else config)
 
 
-def labels_or_spread(ask: Ask, classes: int, seed: int) -> tuple[int, ...]:
-    """The label of each asked picture: as asked (a single one serves all), else (seed + i) mod classes, which spreads
-    them evenly and makes a picture's class, too, a function of its seed."""
+def labels_or_spread(ask: Ask, classes: int, seeds: Sequence[int]) -> tuple[int, ...]:
+    """The label of each asked picture: as asked (a single one serves all), else its seed mod classes, which spreads
+    them evenly and makes a picture's class, too, a function of its seed. Raises UserError for labels that are not
+    there."""
     if ask.labels is None:
-        return tuple((seed + i) % max(classes, 1) for i in range(ask.n))
+        return tuple(seed % classes for seed in seeds)
+    if len(ask.labels) not in (1, ask.n):
+        raise UserError(f"{len(ask.labels)} labels for {ask.n} pictures: give one for all, or one for each.")
+    for label in ask.labels:
+        if not 0 <= label < classes:
+            raise UserError(f"There is no label {label}: this model knows {classes} classes, counted from 0.")
     return ask.labels * ask.n if len(ask.labels) == 1 else ask.labels

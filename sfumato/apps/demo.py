@@ -18,6 +18,7 @@ from sfumato.apps import poster
 from sfumato.core.random import Seeds, key
 from sfumato.data import DataOptions, open_data
 from sfumato.engine.options import Options
+from sfumato.engine.plan import choose_precision
 from sfumato.engine.state import load
 from sfumato.engine.train import fresh, steps
 from sfumato.errors import UserError
@@ -61,23 +62,24 @@ class Demo:
 def main(demo: Demo = Demo()) -> Path:
     """Train unless the run is there, write the word, and return the path of the picture."""
     run = demo.out / "run"
-    seconds = 0.0 if (run / "final").is_dir() else _train(demo, run)
+    if (run / "final").is_dir():
+        print(f"Using the model in {run} as it is; another --out trains a new one.")
+    else:
+        _train(demo, run)
     recipe = load(run)
     assert isinstance(recipe, DDPM)
     started = time.perf_counter()
     noise, letters = write(recipe, demo)
     print(f"Wrote '{demo.word}' {demo.rows} times in {time.perf_counter() - started:.1f} s.")
-    facts = poster.Facts(
-        demo.word, sum(p.numel() for p in recipe.parameters()), seconds or None, poster.losses(run / "metrics.jsonl")
-    )
+    facts = poster.Facts(demo.word, sum(p.numel() for p in recipe.parameters()), *poster.history(run / "metrics.jsonl"))
     path = demo.out / f"{demo.word}.png"
     poster.draw(letters, noise, facts).save(path)
     print(f"The picture is {path}. Another word takes seconds: sfumato demo --word hello")
     return path
 
 
-def _train(demo: Demo, run: Path) -> float:
-    """Seconds of training. A run that was cut short is taken up again."""
+def _train(demo: Demo, run: Path) -> None:
+    """A run that was cut short is taken up again."""
     data = open_data("glyphs", DataOptions(size=32))
     preset = PRESETS["letters"]
     config = replace(preset.config, shape=data.shape, classes=data.classes)
@@ -92,13 +94,11 @@ def _train(demo: Demo, run: Path) -> float:
         log_every=20,
     )
     print(f"Training a model of letters on {len(data):,} glyphs that matplotlib ships. Ctrl-C keeps what is done.")
-    started = time.perf_counter()
     for step in steps(
         fresh("ddpm", config_dict(config), demo.seed), data, options, resume=(run / "config.yaml").is_file()
     ):
         if step.stopped:
             raise KeyboardInterrupt
-    return time.perf_counter() - started
 
 
 def write(recipe: DDPM, demo: Demo) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -119,7 +119,7 @@ def write(recipe: DDPM, demo: Demo) -> tuple[NDArray[np.float32], NDArray[np.flo
 
 
 def _moments(recipe: DDPM, ask: Ask, rng: Seeds) -> Iterator[NDArray[np.float32]]:
-    bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bool(bf16)):
+    dtype = choose_precision("auto", torch.device("cpu"))
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         for state in recipe.sample(ask, rng=rng):
             yield (1.0 - recipe.picture(state)[:, 0]).numpy()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-__all__ = ["Facts", "clean", "draw", "losses", "trim"]
+__all__ = ["Facts", "clean", "draw", "history", "trim"]
 
 Ink = NDArray[np.float32]  # (H, W) in [0, 1], 1 is ink
 
@@ -35,16 +35,17 @@ class Facts(NamedTuple):
 
     word: str
     parameters: int
-    seconds: float | None  # of training; None: it was there already
+    seconds: float | None  # of training
     losses: list[tuple[int, float]]
 
 
-def losses(metrics: Path) -> list[tuple[int, float]]:
-    """(step, loss) of a run's metrics.jsonl."""
+def history(metrics: Path) -> tuple[float | None, list[tuple[int, float]]]:
+    """Seconds of training and (step, loss) from a run's metrics.jsonl."""
     if not metrics.is_file():
-        return []
+        return None, []
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf8").splitlines()]
-    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    lines = [line for line in lines if "loss" in line]
+    return (lines[-1].get("seconds") if lines else None), [(line["step"], line["loss"]) for line in lines]
 
 
 # -- letters -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from sfumato.engine.backward import Buffers
 from sfumato.engine.plan import choose_threads, out_of_memory
 from sfumato.recipe import At, Paper, Recipe
 
-__all__ = ["fit_config", "pick_preset", "pick_size", "rehearse", "timing"]
+__all__ = ["pick_preset", "pick_size", "rehearse", "timing"]
 
 LARGEST = {"cpu": 64, "mps": 128, "cuda": 128}  # sides above which training takes longer than people wait
 BY_DEVICE = {"cpu": "tiny", "mps": "small", "cuda": "small"}
@@ -61,13 +60,6 @@ def pick_preset(found: Paper, device: torch.device) -> str:
     """The largest preset that this kind of machine trains while one waits; else the paper's first."""
     name = BY_DEVICE[device.type]
     return name if name in found.presets else next(iter(found.presets))
-
-
-def fit_config(found: Paper, config: Any, data: Dataset) -> Any:
-    """The preset's config for this data."""
-    if found.fit is not None:
-        return found.fit(config, shape=data.shape, classes=data.classes)
-    return replace(config, shape=data.shape, classes=data.classes)
 
 
 # -- how long it will take ---------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def for_paper(found: Paper, config: Any, training: Training) -> type[Any]:
 def value_of(args: list[str], flag: str) -> str:
     """What follows `flag` on the command line, before everything is parsed."""
     joined = next((word.partition("=")[2] for word in args if word.startswith(f"{flag}=")), "")
-    return joined or next((after for word, after in pairwise(args) if word == flag), "")
+    return joined or next((after for word, after in pairwise(args) if word == flag and after[:2] != "--"), "")
 
 
 def pixels(text: str) -> int | tuple[int, int] | None:

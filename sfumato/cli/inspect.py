@@ -46,7 +46,7 @@ def run(args: list[str]) -> int:
     if not path.exists():
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = nearest(path.name, beside, " give a run, a .safetensors file or a PNG.")
-        raise UserError(f"there is no '{flags.what}':{hint}")
+        raise UserError(f"there is no file or folder '{flags.what}':{hint}")
     if path.suffix == ".safetensors":
         print(_tensors(path, most=None if flags.all else LISTED))
     elif path.suffix.lower() == ".png":

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sfumato.cli.choose import fit_config, pick_preset, pick_size, rehearse, timing
+from sfumato.cli.choose import pick_preset, pick_size, rehearse, timing
 from sfumato.cli.flags import EXAMPLES, TrainFlags, for_paper, value_of
 from sfumato.cli.parse import nearest, parse
 from sfumato.cli.plan import Facts, Rows, refuse_if_full, rows_of
@@ -48,7 +48,7 @@ class Job:
 def new(args: list[str], found: Paper, world: World) -> Job:
     """Data first, then the config that fits it, then what the user overrides. Raises UserError."""
     origin = value_of(args, "--from")
-    before = described(find_run(origin, f"train {found.name} DATA --from")) if origin else {}
+    before = _origin(origin, found.name) if origin else {}
     preset = _preset(value_of(args, "--preset"), before, found, value_of(args, "--device") or "auto")
     config, training = _starting_point(found, preset, before)
     flags = parse(for_paper(found, config, training), "train", args, examples=EXAMPLES)
@@ -56,12 +56,12 @@ def new(args: list[str], found: Paper, world: World) -> Job:
         raise UserError(f"train {found.name} on what? Give data, as in `sfumato train {found.name} photos/`.")
     device = choose_device(flags.machine.device, world.local)
     out = _out(flags, found.name)
-    options = options_of(flags, out, preset, _training(flags, training))
+    options = options_of(flags, out, preset, _training(flags, args))
     world.barrier()  # every process has looked for a free folder before one is made
     plain = flags.data.options()
     asked = _data_options(flags.source, plain, before, device)
     data, held = open_split(flags.source, asked, flags.data.holdout, options.seed, world, quiet=options.quiet)
-    fitted = fit_config(found, config, data)
+    fitted = replace(config, shape=data.shape, classes=data.classes)
     config = parse(for_paper(found, fitted, training), "train", args).config
     _refuse_shape(config, fitted)
     options = replace(options, private=_private(flags, asked, options.seed))
@@ -84,24 +84,36 @@ def new(args: list[str], found: Paper, world: World) -> Job:
     return Job(recipe, data, held, options, rows_of(facts))
 
 
+def _origin(typed: str, name: str) -> dict[str, Any]:
+    """What the run to start from says of itself."""
+    before = described(find_run(typed, f"train {name} DATA --from"))
+    if before["paper"] != name:
+        raise UserError(
+            f"that run was trained with the paper '{before['paper']}': fine-tune it with "
+            f"`sfumato train {before['paper']} DATA --from {typed}`."
+        )
+    return before
+
+
 def _preset(asked: str, before: dict[str, Any], found: Paper, device: str) -> str:
     if asked and asked not in found.presets:
         hint = nearest(asked, list(found.presets), f" it has {', '.join(found.presets)}.")
         raise UserError(f"{found.name} has no preset '{asked}':{hint}")
-    return asked or str(before.get("preset") or "") or pick_preset(found, choose_device(device))
+    if not before:
+        return asked or pick_preset(found, choose_device(device))
+    own = str(before.get("preset") or "")
+    if asked not in ("", own):
+        raise UserError(
+            f"--preset {asked} does not go with --from, where the model is the run's: leave it out, and set --steps, "
+            "--lr, --batch or --training.FIELD for another training."
+        )
+    return own
 
 
 def _starting_point(found: Paper, preset: str, before: dict[str, Any]) -> tuple[Any, Training]:
     """The preset's config and training; with --from, the model of that run."""
     chosen = found.presets.get(preset) or next(iter(found.presets.values()))
-    if not before:
-        return chosen.config, chosen.training
-    if before["paper"] != found.name:
-        raise UserError(
-            f"that run was trained with the paper '{before['paper']}': fine-tune it with "
-            f"`sfumato train {before['paper']} DATA --from RUN`."
-        )
-    return config_from(found.config, before["config"]), chosen.training
+    return config_from(found.config, before["config"]) if before else chosen.config, chosen.training
 
 
 def _out(flags: TrainFlags, name: str) -> Path:
@@ -168,21 +180,27 @@ def options_of(flags: Any, out: Path, preset: str, training: Training) -> Option
 def _private(flags: Any, asked: DataOptions, seed: int) -> dict[str, Any]:
     """For run.yaml: what `--resume` needs."""
     source = str(Path(flags.source).resolve()) if Path(flags.source).exists() else flags.source
+    options = {
+        "batch": flags.batch,
+        "machine": config_dict(flags.machine),
+        "output": config_dict(replace(flags.output, out=None)),
+    }
     return {
         "data": source,
         "data_options": config_dict(asked),
         "holdout": flags.data.holdout,
         "seed": seed,
-        "options": {"machine": config_dict(flags.machine), "output": config_dict(replace(flags.output, out=None))},
+        "options": options,
         "command": ["sfumato", *sys.argv[1:]],
     }
 
 
-def _training(flags: Any, preset: Training) -> Training:
-    """The preset's, then --training.FIELD, then the plain words. A short run warms up for a tenth of it."""
+def _training(flags: Any, args: list[str]) -> Training:
+    """The preset's, then --training.FIELD, then the plain words. A short run warms up for a tenth of it, unless the
+    user typed for how long."""
     asked = asked_training(flags, flags.training)
-    short = asked.warmup == preset.warmup and asked.steps < 10 * asked.warmup
-    return replace(asked, warmup=asked.steps // 10) if short else asked
+    typed = value_of(args, "--training.warmup") != ""
+    return asked if typed else replace(asked, warmup=min(asked.warmup, asked.steps // 10))
 
 
 def asked_training(flags: Any, training: Training) -> Training:

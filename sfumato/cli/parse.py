@@ -26,13 +26,16 @@ def option(text: str, metavar: str | None = None, default: str | None = None, *,
     return conf.arg(help=text, metavar=metavar, help_behavior_hint=hint, name=name)
 
 
-def parse(kind: type[T], verb: str, args: Sequence[str], *, examples: str = "") -> T:
-    """The dataclass `kind` filled from `args`. Raises UserError; `--help` prints and raises SystemExit(0)."""
+def parse(
+    kind: type[T], verb: str, args: Sequence[str], *, examples: str = "", default: Any = tyro.MISSING_NONPROP
+) -> T:
+    """The dataclass `kind` filled from `args`; what they do not give is as in `default`, if there is one. Raises
+    UserError; `--help` prints and raises SystemExit(0)."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             value, unknown = tyro.cli(
-                kind, prog=f"sfumato {verb}", args=list(args), config=STYLE, return_unknown_args=True
+                kind, prog=f"sfumato {verb}", args=list(args), default=default, config=STYLE, return_unknown_args=True
             )
     except SystemExit as stop:
         if stop.code:
@@ -41,7 +44,8 @@ def parse(kind: type[T], verb: str, args: Sequence[str], *, examples: str = "") 
         raise
     if unknown:
         raise UserError(_unknown(unknown, known_flags(kind), verb))
-    return value
+    out: T = value
+    return out
 
 
 def known_flags(kind: type[Any]) -> list[str]:

@@ -41,7 +41,6 @@ def rows_of(f: Facts) -> Rows:
     """Names and values, for `show.rows`."""
     t, disk = f.options.training, bytes_of(f.recipe, f.options)
     passes = t.steps * t.batch / len(f.data)
-    total = "not known before it runs" if f.seconds is None else f"about {duration(f.seconds * t.steps)}"
     machine = [str(f.device), str(f.options.precision)]
     machine += [amount(f.threads, "thread")] if f.threads else []
     machine += [amount(f.processes, "process")] if f.processes > 1 else []
@@ -50,14 +49,21 @@ def rows_of(f: Facts) -> Rows:
         ("model", _model(f)),
         (
             "training",
-            f"{t.steps:,} steps of {amount(t.batch, 'picture')} ({passes:,.3g} passes over the data), "
+            f"{amount(t.steps, 'step')} of {amount(t.batch, 'picture')} ({passes:,.3g} passes over the data), "
             f"lr {t.lr:g} {t.decay}, seed {f.options.seed}",
         ),
         ("machine", ", ".join(machine)),
-        ("time", total),
+        ("time", _time(f)),
         ("disk", f"up to {size(disk)}; {size(_free(f.options.out))} are free"),
         ("result", f"{f.options.out}"),
     ]
+
+
+def _time(f: Facts) -> str:
+    if f.seconds is None:
+        return "not known before it runs"
+    words = duration(f.seconds * f.options.training.steps)
+    return words if words.startswith("under") else f"about {words}"
 
 
 def _data(f: Facts) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
-from sfumato.cli.flags import DataFlags, MachineFlags, OutputFlags, TrainFlags
+from sfumato.cli.flags import EXAMPLES, DataFlags, MachineFlags, OutputFlags, TrainFlags, value_of
 from sfumato.cli.job import Job, asked_training, built, open_split, options_of, preview_of
+from sfumato.cli.parse import parse
 from sfumato.cli.plan import Rows
 from sfumato.cli.runs import described, find_run
 from sfumato.cli.show import amount
@@ -20,20 +20,19 @@ from sfumato.recipe import Training, config_from, paper
 
 __all__ = ["resumed"]
 
-T = TypeVar("T")
 
-
-def resumed(flags: TrainFlags, world: World) -> Job:
+def resumed(args: list[str], world: World) -> Job:
     """From the run folder; --steps, --lr and the machine's and output's options may be given anew. Raises UserError."""
-    assert flags.resume is not None
-    home = find_run(flags.resume, "train --resume")
-    _refuse_fixed(flags, home)
+    home = find_run(value_of(args, "--resume"), "train --resume")
     facts, private = described(home), RunFolder(home).private()
     found = paper(facts["paper"])
     try:
         kept, seed = private["options"], int(private["seed"])
-        machine = _merged(config_from(MachineFlags, kept["machine"]), flags.machine)
-        output = _merged(config_from(OutputFlags, kept["output"]), flags.output)
+        before = TrainFlags(
+            batch=str(kept.get("batch", "")),
+            machine=config_from(MachineFlags, kept["machine"]),
+            output=config_from(OutputFlags, kept["output"]),
+        )
         source, asked = str(private["data"]), config_from(DataOptions, private["data_options"])
         training, config = config_from(Training, facts["training"]), config_from(found.config, facts["config"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -41,9 +40,11 @@ def resumed(flags: TrainFlags, world: World) -> Job:
             f"'{home / 'run.yaml'}' is damaged ({type(error).__name__}: {error}): start from its weights "
             f"with `sfumato train {facts['paper']} DATA --from {home}`."
         ) from None
+    flags = parse(TrainFlags, "train", args, examples=EXAMPLES, default=before)
+    _refuse_fixed(args, flags, home)
     if flags.steps is not None and flags.steps < (done := _done(home)):
         raise UserError(f"'{home}' has done {done:,} steps already: give --steps of more than that, or leave it out.")
-    flags = replace(flags, machine=machine, output=output, seed=seed, stage=str(facts.get("stage") or ""))
+    flags = replace(flags, seed=seed, stage=str(facts.get("stage") or ""))
     options = options_of(flags, home, str(facts.get("preset") or ""), asked_training(flags, training))
     data, held = _reopened(home, source, asked, private.get("holdout"), options, world)
     recipe = built(facts["paper"], config, options.seed)
@@ -57,8 +58,9 @@ def _done(home: Path) -> int:
     return int(saved[0].name[5:]) if saved else 0
 
 
-def _refuse_fixed(flags: TrainFlags, home: Path) -> None:
+def _refuse_fixed(args: list[str], flags: TrainFlags, home: Path) -> None:
     """What a run keeps for life."""
+    words = {word.partition("=")[0] for word in args}
     fixed = {
         "PAPER": flags.paper,
         "DATA": flags.source,
@@ -67,7 +69,7 @@ def _refuse_fixed(flags: TrainFlags, home: Path) -> None:
         "--seed": flags.seed is not None,
         "--stage": flags.stage,
         "--out": flags.output.out,
-        "options of the data": flags.data != DataFlags(),
+        "options of the data": words & {f"--{field.name}" for field in fields(DataFlags)},
     }
     for name, given in fixed.items():
         if given:
@@ -75,14 +77,6 @@ def _refuse_fixed(flags: TrainFlags, home: Path) -> None:
                 f"--resume goes on with '{home}' as it is, so it takes no {name}: leave it out, or start "
                 f"another run from its weights with `sfumato train PAPER DATA --from {home}`."
             )
-
-
-def _merged(kept: T, given: T) -> T:
-    """`given` where it differs from its default, else `kept`."""
-    mine: Any = given
-    said = {f.name: getattr(given, f.name) for f in fields(mine) if getattr(given, f.name) != f.default}
-    out: T = replace(kept, **said)  # type: ignore[type-var]
-    return out
 
 
 def _reopened(

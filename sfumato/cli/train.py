@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
-from sfumato.cli.flags import EXAMPLES, TrainFlags, value_of
+from sfumato.cli.flags import EXAMPLES, TrainFlags, for_paper, value_of
 from sfumato.cli.job import Job, new
 from sfumato.cli.parse import parse
 from sfumato.cli.resume import resumed
@@ -18,13 +19,24 @@ __all__ = ["run"]
 
 
 def run(args: list[str]) -> int:
-    name = next((word for word in args if word in papers()), "")
-    going_on = bool(value_of(args, "--resume"))
-    flags = None if name and not going_on else parse(TrainFlags, "train", args, examples=EXAMPLES)
-    if flags is not None and flags.resume is None:
-        raise UserError(_what_is_missing(flags))
+    going_on = value_of(args, "--resume") != ""
+    name = "" if going_on else _paper_of(args)
+    if not (name or going_on):
+        raise UserError(_what_is_missing(parse(TrainFlags, "train", args, examples=EXAMPLES)))
     with join(value_of(args, "--device") or "auto") as world:
-        return _train(new(args, paper(name), world) if flags is None else resumed(flags, world), world)
+        return _train(resumed(args, world) if going_on else new(args, paper(name), world), world)
+
+
+def _paper_of(args: list[str]) -> str:
+    """PAPER. Other words may be a paper's name too, as in `--out ddim ddpm photos/`: the options of the one that is
+    meant parse, and tell the positional from the values."""
+    words = [word for word in args if word not in ("-h", "--help")]
+    names = [word for word in words if word in papers()]
+    for found in map(paper, names):
+        preset = next(iter(found.presets.values()))
+        with suppress(UserError):
+            return str(parse(for_paper(found, preset.config, preset.training), "train", words).paper)
+    return names[0] if names else ""  # a mistake in the other words, which is explained when they are parsed again
 
 
 def _what_is_missing(flags: TrainFlags) -> str:

@@ -169,6 +169,8 @@ def variational_bound(
     `grid` falls from 1 to 0. The last step's variance is that of the step before it (the official code: q(x_1 | x_2,
     x0)'s)."""
     points = denoiser.process.points(grid)
+    if len(points) < 3:
+        raise ValueError("the bound needs two steps or more: the decoder takes the variance of the step before")
     rows = []
     for t, s in itertools.pairwise(points):
         truth = denoiser.process.noise(x0, t, denoiser.process.draw(x0, rng))

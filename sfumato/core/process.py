@@ -37,10 +37,13 @@ class Point:
 
 
 Times = float | Tensor | Point
+INSTANT = 1e-9  # after t = 0, where sigma often has no derivative: rates and diffusion are limits from above
 
 
 class Process(ABC):
     """dx = drift dt + diffusion dw, whose noised points can be split exactly."""
+
+    constant: bool = False  # its numbers never change: samplers may keep the points of a grid
 
     @abstractmethod
     def at(self, t: Times) -> Point:
@@ -66,10 +69,12 @@ class Process(ABC):
         """x_1, where sampling begins."""
 
     @abstractmethod
-    def drift(self, x: Tensor, t: Times) -> Tensor: ...
+    def drift(self, x: Tensor, t: Times) -> Tensor:
+        """f(x, t), (B, C, *S): the deterministic part of dx per unit of t."""
 
     @abstractmethod
-    def diffusion(self, x: Tensor, t: Times) -> Scalar: ...
+    def diffusion(self, x: Tensor, t: Times) -> Scalar:
+        """g(t), () or (B,): dx has variance g^2 dt. At t = 0 the limit from above."""
 
     def draw(self, x0: Tensor, rng: Seeds) -> Tensor:
         """Standard normal noise, one number per noise dimension of x0."""
@@ -132,7 +137,7 @@ class Affine(Process):
 
     def rates(self, t: Scalar) -> tuple[Scalar, Scalar]:
         """(d alpha / dt, d sigma / dt) at t, by differentiating the two functions."""
-        moment = torch.as_tensor(t, dtype=torch.float64)
+        moment = torch.as_tensor(t, dtype=torch.float64).clamp(min=INSTANT)
         da, ds = _derivative(self.alpha, moment), _derivative(self.sigma, moment)
         return (da, ds) if moment.ndim else (float(da), float(ds))
 
@@ -143,7 +148,8 @@ class Affine(Process):
 
     def diffusion(self, x: Tensor, t: Times) -> Scalar:
         """g with g^2 = 2 sigma sigma' - 2 (alpha' / alpha) sigma^2 (Karras et al. eq. 20 solved for g)."""
-        p = self.at(t)
+        t = self.at(t).t
+        p = self.at(t.clamp(min=INSTANT) if isinstance(t, Tensor) else max(t, INSTANT))
         da, ds = self.rates(p.t)
         square = 2 * p.sigma * (ds - da / p.alpha * p.sigma)
         return square.sqrt() if isinstance(square, Tensor) else math.sqrt(max(square, 0.0))

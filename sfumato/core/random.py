@@ -41,7 +41,7 @@ class Seeds:
     def pictures(cls, seeds: Sequence[int]) -> Seeds:
         """One picture seed per sample; equal seeds give equal noise."""
         self = cls(seeds[0] if seeds else 0)
-        self.positions = range(len(seeds))
+        self.positions = seeds
         self._seed = [key("picture", int(seed)) for seed in seeds]
         return self
 
@@ -52,6 +52,10 @@ class Seeds:
         self.positions = positions
         self._seed = [key(seed, "train", int(position), stream) for position in positions]
         return self
+
+    def pictures_of(self, n: int) -> list[int]:
+        """The picture seeds of the first n samples."""
+        return [self.seed + i for i in range(n)] if self.positions is None else [int(p) for p in self.positions[:n]]
 
     def __len__(self) -> int:
         return len(self._generators) if self.positions is None else len(self.positions)

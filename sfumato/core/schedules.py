@@ -25,6 +25,7 @@ class VP(Affine):
     high: float = 20.0
     times: float = 999.0
     prior_std = 1.0
+    constant = True
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.25 * t * t * (self.high - self.low) - 0.5 * t * self.low)
@@ -48,6 +49,7 @@ class Cosine(Affine):
     end: float = 0.9999
     times: float = 1000.0
     prior_std = 1.0
+    constant = True
 
     def _angle(self, t: Tensor) -> Tensor:
         return torch.atan(self.shift * torch.tan(0.5 * math.pi * self.end * t))
@@ -122,6 +124,7 @@ class Discrete(Affine):
     """
 
     prior_std = 1.0
+    constant = True
 
     def __init__(self, table: Betas) -> None:
         table = torch.as_tensor(table, dtype=torch.float64, device="cpu")

@@ -68,6 +68,8 @@ def leading(process: Process, steps: int, start: float, end: float) -> Tensor:
     When S does not divide T there are more than S steps, as there (S = 30 of 1000: 31). Raises ValueError without a
     table."""
     T = _table(process, "leading")
+    if steps > T:
+        raise ValueError(f"leading spacing picks {steps} of {T} entries: ask for at most {T} steps")
     return _within([0.0, *((k + 1) / T for k in range(0, T, T // steps))], start, end)
 
 

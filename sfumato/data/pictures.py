@@ -107,6 +107,8 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             return _from_json(text["sfumato"])
         if "parameters" in text:
             return _from_parameters(text["parameters"])
+    except FileNotFoundError:
+        raise DataError(f'No such file: "{escape(path)}": give a PNG that sfumato or a web UI has written') from None
     except Exception as error:
         raise DataError(
             f'the settings of "{escape(path)}" cannot be read ({escape(str(error)[:120])}): give a PNG '

@@ -36,6 +36,7 @@ class Unit:
     phase: Phase
     optimiser: AdamW
     reducer: Reducer | None
+    skips: int = 0  # updates in a row that were skipped for a NaN
 
 
 class Buffers:
@@ -62,12 +63,28 @@ class Buffers:
             self._versions[i] = self._live[i]._version
 
 
+def _generators(device: torch.device) -> list[torch.Generator]:
+    """The global generators of the CPU and of this device, and of no other."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        current = torch.cuda.current_device()  # also makes sure that there are generators
+        generators.append(torch.cuda.default_generators[current if device.index is None else device.index])
+    elif device.type == "mps":
+        generators.append(torch.mps._get_default_mps_generator())
+    return generators
+
+
 @contextmanager
 def reproducible(device: torch.device, *parts: int | str) -> Iterator[None]:
     """Within the block the global generators, which only dropout uses, are keyed by `parts`; then as before."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(key(*parts))
+    before = [(generator, generator.get_state()) for generator in _generators(device)]
+    try:
+        for generator, _ in before:
+            generator.manual_seed(key(*parts))
         yield
+    finally:
+        for generator, state in before:
+            generator.set_state(state)
 
 
 class Backward:

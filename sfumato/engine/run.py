@@ -1,6 +1,6 @@
 """A run folder: what it holds, who may write to it.
 
-run.yaml        private: where the data lies, options, machine, command; never copied out
+run.yaml        private: where the data lies, options, machine, command, what was decided; never copied out
 config.yaml     what the model is: paper, preset, config, training, classes, data in numbers
 metrics.jsonl   one strict JSON object a line
 log.txt         what was said
@@ -95,15 +95,19 @@ class RunFolder:
         lock.write(f"process {os.getpid()}")
         lock.flush()
 
-    def describe(self, config: Mapping[str, Any], private: Mapping[str, Any]) -> None:
-        """Write config.yaml and run.yaml; what run.yaml says already stays unless said anew."""
+    def decided(self) -> dict[str, Any]:
+        """What the run chose for itself before its first step, such as precision and threads."""
+        return dict(self.private().get("decided") or {}) if (self.path / "run.yaml").exists() else {}
+
+    def describe(self, config: Mapping[str, Any], private: Mapping[str, Any], decided: Mapping[str, Any]) -> None:
+        """Write run.yaml, then config.yaml: a run that has begun has both. What run.yaml says already stays unless said
+        anew."""
         if not private and (self.path / "run.yaml").exists():
             private = self.private()
-        machine = {"host": socket.gethostname(), "system": platform.platform(), "cpus": os.cpu_count()}
-        files.write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-        files.write_text(
-            self.path / "run.yaml", yaml.safe_dump({**private, "machine": machine}, sort_keys=False, allow_unicode=True)
-        )
+        facts: dict[str, Any] = {"decided": dict(decided)}
+        facts["machine"] = {"host": socket.gethostname(), "system": platform.platform(), "cpus": os.cpu_count()}
+        for name, content in (("run.yaml", {**private, **facts}), ("config.yaml", dict(config))):
+            files.write_text(self.path / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
     def cut_metrics(self, step: int) -> None:
         """Forget the lines after `step`, and a last one that was not finished."""

@@ -23,7 +23,7 @@ from sfumato.recipe import Loss, Recipe, Training
 
 __all__ = ["PATIENCE", "Session"]
 
-PATIENCE = 10  # steps in a row that may be skipped for a NaN
+PATIENCE = 10  # steps in a row that a phase may skip for a NaN
 
 
 class Session:
@@ -49,7 +49,9 @@ class Session:
         self.window = Window()
         self.step, self.skipped, self.order = 0, 0, ""
         self.whole = True  # not in the middle of a step
-        self._skips_in_a_row = 0
+        self.asynchronous = backward.device.type == "cuda"
+        # A skipped step leaves parameters alone; buffers and what `after` does have to know at once.
+        self._hurt = any(True for _ in recipe.buffers()) or getattr(recipe.after, "__func__", None) is not Recipe.after
         self._unjudged: list[Callable[[], bool]] = []
 
     def _named(self, parameters: list[nn.Parameter] | tuple[nn.Parameter, ...]) -> dict[str, nn.Parameter]:
@@ -96,7 +98,7 @@ class Session:
         prefix = "" if len(self.units) == 1 else f"{unit.name}/"
         scalars = {f"{prefix}{name}": value for name, value in seen.scalars.items()}
         values = {f"{prefix}loss": loss, f"{prefix}norm": norm}
-        fine = not self._judge(bad, batch, seen)
+        fine = not self._judge(unit, bad, batch, seen)
         self.window.add(values | scalars, seen)
         if fine:
             rng = Seeds.at(self.backward.seed, batch.positions, "after")
@@ -110,19 +112,17 @@ class Session:
 
     # -- numbers that are not finite -----------------------------------------------------------------------------------
 
-    def _judge(self, bad: Tensor, batch: Batch, seen: Loss) -> bool:
-        """True if the step is known to have been skipped. A GPU is asked one step late, so that it never waits."""
-        step = self.step
-        if bad.device.type != "cuda":
-            return self._react(bool(bad), step, batch, seen)
-        flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(bad, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
+    def _judge(self, unit: Unit, bad: Tensor, batch: Batch, seen: Loss) -> bool:
+        """True if the step is known to have been skipped. Where a bad step hurts nothing, a GPU is asked one step late,
+        so that it never waits."""
+        step, verdict = self.step, _asked(bad)
 
         def judge() -> bool:
-            event.synchronize()
-            return self._react(bool(flag), step, batch, seen)
+            return self._react(verdict(), unit, step, batch, seen)
 
+        if self._hurt or self.stop_on_nan or not self.asynchronous:
+            return judge()
+        self.whole = False  # a late verdict that ends the run finds the step after it half done
         self._unjudged.append(judge)
         if len(self._unjudged) > len(self.units):
             self._unjudged.pop(0)()
@@ -133,9 +133,9 @@ class Session:
         while self._unjudged:
             self._unjudged.pop(0)()
 
-    def _react(self, bad: bool, step: int, batch: Batch, seen: Loss) -> bool:
+    def _react(self, bad: bool, unit: Unit, step: int, batch: Batch, seen: Loss) -> bool:
         if not bad:
-            self._skips_in_a_row = 0
+            unit.skips = 0
             return False
         self.backward.buffers.restore()
         if name := store.infinite(dict(self.recipe.named_parameters())):
@@ -148,11 +148,11 @@ class Session:
             raise UserError(f"{what}. Nothing was changed by this step (on_nan: stop).")
         self.say(f"{what}: step skipped.")
         self.skipped += 1
-        self._skips_in_a_row += 1
-        if self._skips_in_a_row >= PATIENCE * len(self.units):
+        unit.skips += 1
+        if unit.skips >= PATIENCE:
             raise UserError(
-                f"{PATIENCE} steps in a row had no finite gradient: try a lower --lr or --precision fp32, "
-                "and look at the data."
+                f"{PATIENCE} steps in a row had no finite gradient (phase '{unit.name}'): try a lower --lr or "
+                "--precision fp32, and look at the data."
             )
         return True
 
@@ -209,3 +209,18 @@ class Session:
             unit.optimiser.zero()
             if unit.reducer:
                 unit.reducer.close()
+
+
+def _asked(flag: Tensor) -> Callable[[], bool]:
+    """A flag on its way from a GPU: only the call waits for it."""
+    if flag.device.type != "cuda":
+        return lambda: bool(flag)
+    copy = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(flag.device))
+
+    def answer() -> bool:
+        event.synchronize()
+        return bool(copy)
+
+    return answer

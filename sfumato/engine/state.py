@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -88,14 +88,23 @@ def save(
     state: Mapping[str, Any],
     config: Mapping[str, Any],
 ) -> Path:
-    """Write checkpoint `step`: `tensors` by file name (model, ema, optim). Raises UserError: full, not writable."""
+    """Write checkpoint `step`: `tensors` by file name (model, ema, optim). A final/ of fewer steps goes: `load`
+    would prefer it. Raises UserError: full, not writable."""
     target = run.checkpoints / f"step_{step:08d}"
     _write(target, tensors, {"state.json": json.dumps(state, allow_nan=False), "config.yaml": _yaml(config)})
+    _outgrow(run, step)
     try:
         files.write_text(run.checkpoints / "latest", target.name + "\n")
     except OSError as error:
         raise UserError(f"{run.checkpoints / 'latest'} could not be written: {error.strerror}.") from error
     return target
+
+
+def _outgrow(run: RunFolder, step: int) -> None:
+    """Remove a final/ from before `step`. One that cannot be read stays, for `load` to name."""
+    with suppress(UserError, KeyError, TypeError):
+        if read_yaml(run.final / "config.yaml")["training"]["steps"] < step:
+            files.remove(run.final)
 
 
 def write_final(run: RunFolder, model: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
@@ -314,16 +323,28 @@ def _weightless() -> Iterator[None]:
         handle.remove()
 
 
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
 @torch.no_grad()
 def start_from(recipe: Recipe, path: Path | str) -> dict[str, Any]:
-    """Copy the averaged weights of another run into `recipe`: fine-tuning. Returns its config. Raises UserError."""
+    """Copy the averaged weights of another run into `recipe`: fine-tuning. Returns its config. Raises UserError, for
+    other classes too: an embedding is adopted by the number of its class, not by the name."""
     config, tensors = averaged(path, verify=True)
+    theirs, ours = (config.get("config") or {}).get("classes"), getattr(recipe.config, "classes", ())
+    if theirs and ours and list(theirs) != list(ours):
+        raise UserError(
+            f"{path} was trained on the classes {_shortened(theirs)}, and this run has {_shortened(ours)}: fine-tune "
+            "on the same classes in the same order, or train anew."
+        )
     live = recipe.state_dict()
     try:
         _compare(tensors, live, path)
     except UserError as problem:
         raise UserError(
-            f"{problem} Fine-tune with the paper, preset, size and classes of that run ({config.get('paper')})."
+            f"{str(problem).rstrip('.')}; fine-tune with the paper, preset, size and classes of that run "
+            f"({config.get('paper')})."
         ) from None
     for name, tensor in live.items():
         tensor.copy_(tensors[name])

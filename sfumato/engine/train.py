@@ -32,10 +32,9 @@ from sfumato.recipe import Recipe, build, config_dict
 __all__ = ["Step", "fresh", "steps"]
 
 
-def fresh(
-    paper: str, config: Mapping[str, Any], seed: int, *, builder: Callable[[str, Mapping[str, Any]], Recipe] = build
-) -> Recipe:
-    """The untrained recipe of a run with this seed; the user's own random numbers are left alone."""
+def fresh(paper: str, config: Any, seed: int, *, builder: Callable[[str, Any], Recipe] = build) -> Recipe:
+    """The untrained recipe of a run with this seed and config, the paper's dataclass or a mapping; the user's own random
+    numbers are left alone."""
     with reproducible(torch.device("cpu"), seed, "initial weights"):
         return builder(paper, config)
 
@@ -83,7 +82,7 @@ class _Trainer:
 
     def start(self, resume: bool) -> None:
         found = self._claim(resume)
-        before = store.read_state(found) if found else {}
+        before = store.read_state(found) if found else self.run.decided() if resume and self.run else {}
         self.log = Log(
             self.run,
             total=self.training.steps,
@@ -239,7 +238,8 @@ class _Trainer:
             "data": {"examples": len(self.data), "shape": list(getattr(self.data, "shape", ()))},
         }
         if self.run and self.world.main:
-            self.run.describe(self.document, options.private)
+            decided = {"precision": self._facts()["precision"], "threads": self.threads}
+            self.run.describe(self.document, options.private, decided)
         fixed = self.training.ema_rule in ("constant", "copy_first")
         memory = 1.0 / max(1e-12, 1.0 - self.training.ema) if fixed else 0.0
         if memory > self.training.steps:

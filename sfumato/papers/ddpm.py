@@ -68,30 +68,33 @@ class Config:
     ] = "linear"
     T: int = 1000  # entries of the table
     steps: int = 1000  # of sampling
-    shift: float = 1.0  # of shifted_cosine: 2 halves the signal-to-noise amplitude
+    shift: float = 1.0  # of shifted_cosine, for sides up to 32; 2 halves the signal-to-noise amplitude
     predict: Literal["eps", "x0", "v"] = "eps"
     weight: Literal["plain", "snr", "min_snr", "truncated_snr"] = "plain"
     variance: Literal["small", "large"] = "large"  # of ancestral sampling, section 3.2
     clip: bool = True  # x0 held in [-1, 1] inside every sampling step
     drop: float = 0.1  # how often the label is withheld in training
 
-
-def fit(config: Config, *, shape: tuple[int, ...], classes: tuple[str, ...]) -> Config:
-    """The config for other data. Larger pictures need more noise to be hidden by as much: a shifted schedule follows
-    the side."""
-    wider = max(1.0, max(shape[1:]) / 32)
-    return replace(
-        config,
-        shape=shape,
-        classes=classes,
-        shift=config.shift * wider if config.schedule == "shifted_cosine" else config.shift,
-    )
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.drop <= 1.0:
+            raise UserError(f"drop is {self.drop}: it is the probability of withholding the label, from 0 to 1.")
+        if self.T < 1 or self.steps < 1 or not self.shift > 0:
+            raise UserError("T and steps must be at least 1, and shift greater than 0.")
 
 
 def process_of(config: Config) -> Affine:
+    """The table, or the cosine schedule with a shift that follows the side: larger pictures need more noise to be
+    hidden by as much (simple diffusion, section 3.1). Raises UserError for a table that leaves a signal at its end."""
     if config.schedule == "shifted_cosine":
-        return schedules.Cosine(config.shift)
-    return schedules.Discrete(TABLES[config.schedule](config.T))
+        return schedules.Cosine(config.shift * max(1.0, max(config.shape[1:]) / 32))
+    process = schedules.Discrete(TABLES[config.schedule](config.T))
+    left = float(process.alpha_bar[-1])
+    if left > 0.01:
+        raise UserError(
+            f"The schedule {config.schedule} with T = {config.T} leaves {left:.0%} of the signal's power at t = 1, "
+            "where sampling begins with pure noise: use T = 1000, or the schedule cosine, which fits any T."
+        )
+    return process
 
 
 class DDPM(Recipe):
@@ -136,14 +139,14 @@ class DDPM(Recipe):
         """Algorithm 2, by default with the chain's own number of steps."""
         return Ancestral(self.config.steps, variance=VARIANCES[self.config.variance])
 
-    def guided(self, ask: Ask, seed: int) -> Denoiser:
+    def guided(self, ask: Ask, seeds: list[int]) -> Denoiser:
         """The denoiser that `ask` wants: told labels, guided, clipped."""
         device = next(self.parameters()).device
         denoiser: Denoiser = self.denoiser
         if self.label is None and (ask.labels is not None or ask.guidance != 1.0):
             raise UserError("This model was trained without labels: leave out labels and guidance.")
         if self.label is not None:
-            labels = torch.tensor(labels_or_spread(ask, len(self.config.classes), seed), device=device)
+            labels = torch.tensor(labels_or_spread(ask, len(self.config.classes), seeds), device=device)
             told, null = self.label(labels), self.label.null(ask.n)
             denoiser = guidance.classifier_free(self.denoiser.given(told), self.denoiser.given(null), ask.guidance)
         return guidance.clip(denoiser) if self.config.clip else denoiser
@@ -153,7 +156,7 @@ class DDPM(Recipe):
         device = next(self.parameters()).device
         shape = (ask.n, self.config.shape[0], *(ask.size or self.config.shape[1:]))
         x1 = self.denoiser.process.prior(shape, rng, device=device)
-        yield from (ask.sampler or self.sampler()).trajectory(self.guided(ask, rng.seed), x1, rng=rng)
+        yield from (ask.sampler or self.sampler()).trajectory(self.guided(ask, rng.pictures_of(ask.n)), x1, rng=rng)
 
     def picture(self, state: State, *, quick: bool = False) -> Tensor:
         x = state.estimate.x0 if quick and state.estimate is not None else state.x

@@ -56,7 +56,7 @@ class Sampler(ABC):
 
         `rng` is needed by samplers that add noise. Nothing is kept of states that the caller lets go.
         """
-        points = _grid(denoiser.process, self.spacing, self.steps, start, end)
+        points = (_kept if denoiser.process.constant else _grid)(denoiser.process, self.spacing, self.steps, start, end)
         state = State(x, points[0])
         for s in points[1:]:
             if torch.is_grad_enabled():
@@ -75,6 +75,8 @@ class Sampler(ABC):
         return x
 
 
-@lru_cache(maxsize=64)
 def _grid(process: Affine, spacing: times.Spacing, steps: int, start: float, end: float) -> list[Point]:
     return process.points(spacing(process, steps, start, end))
+
+
+_kept = lru_cache(maxsize=64)(_grid)

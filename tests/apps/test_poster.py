@@ -55,15 +55,12 @@ def test_the_sheet_shows_every_letter_in_its_ink(glyphs):
         assert len(columns) > 300 and near.sum() > 5000
 
 
-def test_losses_are_read_from_a_run(tmp_path):
+def test_the_history_of_a_run_is_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        "\n".join(
-            json.dumps(line)
-            for line in ({"step": 20, "loss": 0.5}, {"step": 20, "held/loss": 0.4}, {"step": 40, "loss": 0.25})
-        )
-    )
-    assert poster.losses(path) == [(20, 0.5), (40, 0.25)] and poster.losses(tmp_path / "none") == []
+    first, held = {"step": 2, "loss": 0.5, "seconds": 3.0}, {"step": 2, "held/loss": 0.4}
+    rows = [first, held, {"step": 4, "loss": 0.2, "seconds": 6.5}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert poster.history(path) == (6.5, [(2, 0.5), (4, 0.2)]) and poster.history(tmp_path / "none") == (None, [])
 
 
 @pytest.mark.parametrize(("word", "says"), [("", "empty"), ("naïve", "'ï'"), ("a b", "' '"), ("x" * 13, "12")])

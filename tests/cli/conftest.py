@@ -79,10 +79,10 @@ def run(place: Path, photos: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def plain(place: Path, photos: Path) -> Path:
-    """A run that knows none, trained on the paper's own table of betas."""
+    """A run that knows none, trained on a table of betas."""
     out = place / "runs" / "plain"
     quietly(
-        "train", "ddpm", photos, "--out", out, "--steps", 2, *SMALL, "--config.schedule", "linear", "--config.T", 50
+        "train", "ddpm", photos, "--out", out, "--steps", 2, *SMALL, "--config.schedule", "cosine", "--config.T", 50
     )
     return out
 

@@ -35,12 +35,15 @@ TRAINING = [
     (["train", "ddpm", "PHOTOS", "--labels", "foldr"], "folder"),
     (["train", "ddpm", "PHOTOS", "--config.predict", "w"], "eps, x0, v"),
     (["train", "ddpm", "PHOTOS", "--config.shape", "3", "8", "8"], "--size"),
-    (["train", "ddpm", "PHOTOS", "--config.T", "0"], "--config.FIELD"),
+    (["train", "ddpm", "PHOTOS", "--config.T", "0"], "at least 1"),
+    (["train", "ddpm", "PHOTOS", "--config.network.widths=-4"], "--config.FIELD"),
     (["train", "ddpm", "PHOTOS", "--report-to", "paper"], "tensorboard"),
     (["train", "ddpm", "NOWHERE"], "give a folder of pictures"),
     (["train", "--resume", "NOWHERE"], "give the folder of a run"),
     (["train", "--resume", "PHOTOS"], "sfumato train PAPER DATA"),
     (["train", "ddpm", "PHOTOS", "--from", "NOWHERE"], "give the folder of a run"),
+    (["train", "foo", "PHOTOS", "--out", "ddpm"], "no paper called 'foo'"),
+    (["train", "--out", "ddpm"], "train ddpm photos/"),
     (["data"], None),
     (["data", "chek", "PHOTOS"], "data check"),
     (["data", "check"], "data check photos/"),
@@ -50,6 +53,7 @@ TRAINING = [
     (["cite", "dim"], "did you mean 'ddim'?"),
     (["inspect"], "PNG"),
     (["inspect", "NOWHERE"], "give a run"),
+    (["inspect", "nowhere.png"], "no file or folder 'nowhere.png'"),
     (["demo", "--word", "a b"], "--word"),
     (["demo", "--wrod", "ab"], "did you mean '--word'?"),
     (["sample"], "runs/NAME"),
@@ -82,7 +86,7 @@ SAMPLING = [
     (["--size", "0"], "from 1 to 8192"),
     (["--spacing", "leading"], "--spacing uniform"),
     (["--guidance", "nan"], "1 is off"),
-    (["--like", "nowhere.png"], "nowhere.png"),
+    (["--like", "nowhere.png"], 'sfumato: No such file: "nowhere.png"'),
 ]
 
 
@@ -143,8 +147,9 @@ def test_a_gpu_that_is_not_there(run, photos, mistake):
 
 
 def test_what_a_run_keeps_for_life(run, photos, mistake):
-    for words in (["ddpm", photos], ["--preset", "tiny"], ["--size", "8"], ["--seed", "4"], ["--out", "x"]):
+    for words in (["ddpm", photos], ["--preset", "tiny"], ["--size", "8"], ["--flip", "auto"], ["--seed", "4"]):
         assert "--from" in mistake("train", "--resume", run, *words)
+    assert "--from" in mistake("train", "--resume", run, "--out", "x")
     assert "batch" in mistake("train", "--resume", run, "--batch", "8", "--steps", "41")
     assert "done 40 steps" in mistake("train", "--resume", run, "--steps", "10")
 

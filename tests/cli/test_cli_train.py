@@ -17,8 +17,11 @@ import yaml
 import sfumato
 from sfumato.cli.choose import LARGEST, pick_preset, pick_size
 from sfumato.cli.flags import pixels
+from sfumato.cli.resume import resumed
+from sfumato.cli.show import duration
 from sfumato.data import DataOptions
-from sfumato.engine import RunFolder
+from sfumato.engine import Options, RunFolder
+from sfumato.engine.distributed import join
 from sfumato.engine.state import averaged, checkpoints
 
 
@@ -49,6 +52,27 @@ def test_the_plan_tells_the_truth(command, photos, tmp_path, small):
     promised = float(re.search(r"up to ([\d.]+) MB", plan["disk"])[1]) * 1e6
     assert used <= promised <= 4 * used
     assert f"sfumato sample {tmp_path / 'run'}" in said.out
+    assert plan["time"] == duration(0) or plan["time"].startswith("about ")
+
+
+@pytest.mark.parametrize("words", [["--out", "ddim", "ddpm", "PHOTOS"], ["ddpm", "PHOTOS", "--out", "ddim"]])
+def test_the_paper_is_the_positional(words, command, photos, tmp_path, monkeypatch, small):
+    """`ddim` is a paper too, and here the name of a folder."""
+    monkeypatch.chdir(tmp_path)
+    named = [str(photos) if word == "PHOTOS" else word for word in words]
+    assert command("train", *named, "--steps", "1", "--quiet", *small).code == 0
+    assert yaml.safe_load((tmp_path / "ddim" / "config.yaml").read_text())["paper"] == "ddpm"
+
+
+def test_a_short_run_warms_up_for_a_tenth_unless_told(command, photos, tmp_path, small):
+    preset = sfumato.paper("ddpm").presets["tiny"].training.warmup
+    for name, words in {"short": [], "told": ["--training.warmup", preset], "other": ["--training.warmup", 1]}.items():
+        out = tmp_path / name
+        assert (
+            command("train", "ddpm", photos, "--out", out, "--preset", "tiny", "--steps", 2, *small, *words).code == 0
+        )
+    warmups = [RunFolder(tmp_path / name).config()["training"]["warmup"] for name in ("short", "told", "other")]
+    assert warmups == [0, preset, 1]
 
 
 def test_overrides_reach_the_run(command, photos, tmp_path, small):
@@ -113,6 +137,32 @@ def test_resuming_and_lengthening(command, photos, tmp_path, small):
     ]
 
 
+def going_on(run: Path, *words: str) -> Options:
+    """The options of `train --resume run words`."""
+    with join("cpu") as world:
+        return resumed(["--resume", str(run), *words], world).options
+
+
+def test_a_resumed_run_keeps_its_options_and_takes_any_value(command, photos, tmp_path, small):
+    """Also the value that a new run would have by itself."""
+    out, default = tmp_path / "run", Options()
+    words = ["--save-every", 7, "--keep", 2, "--device", "cpu", "--quiet", "--steps", 1]
+    assert command("train", "ddpm", photos, "--out", out, *small, *words).code == 0
+    kept = going_on(out)
+    assert (kept.save_every, kept.keep, kept.sample_every, kept.quiet) == (7, 2, 0, True)
+    assert (kept.device, kept.precision, kept.training.batch, kept.auto_batch) == ("cpu", "fp32", 16, False)
+    back = going_on(
+        out,
+        *("--save-every", str(default.save_every), "--keep", str(default.keep)),
+        *("--sample-every", str(default.sample_every), "--no-quiet", "--batch", "auto"),
+        *("--device", default.device, "--precision", default.precision),
+    )
+    assert (back.save_every, back.keep, back.sample_every, back.quiet, back.device, back.precision) == (
+        (default.save_every, default.keep, default.sample_every, default.quiet, default.device, default.precision)
+    )
+    assert (back.training.batch, back.auto_batch) == (16, True)
+
+
 def test_fine_tuning_starts_from_the_weights_of_the_run(command, run, photos, tmp_path):
     """With a vanishing learning rate the model is the one it started from."""
     out = tmp_path / "tuned"
@@ -135,6 +185,28 @@ def test_fine_tuning_starts_from_the_weights_of_the_run(command, run, photos, tm
     (config, before), (_, after) = averaged(run), averaged(out)
     assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before)
     assert yaml.safe_load((out / "config.yaml").read_text())["config"] == config["config"]
+
+
+def test_fine_tuning_keeps_the_preset_of_the_run(command, mistake, run, photos, tmp_path):
+    """Its model cannot be another preset's, so its name and training are not either."""
+    words = ["train", "ddpm", photos, "--labels", "folder", "--from", run, "--steps", 1, "--sample-every", 0]
+    assert "--preset small does not go with --from" in mistake(*words, "--preset", "small", "--out", tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+    for name, preset in {"same": ["--preset", "tiny"], "none": []}.items():
+        said = command(*words, *preset, "--out", tmp_path / name)
+        assert said.code == 0 and "ddpm, preset tiny" in said.out
+        assert RunFolder(tmp_path / name).config()["preset"] == "tiny"
+
+
+def test_fine_tuning_twice_does_not_shift_the_schedule_twice(command, photos, tmp_path, small):
+    """The shift follows the side of the picture where it is used; configs hold the preset's."""
+    words, out = ["train", "ddpm", photos, "--steps", 1, "--quiet", "--batch", 4], tmp_path / "0"
+    assert command(*words, "--preset", "tiny", "--size", 64, "--out", out, *small[:3], *small[-4:]).code == 0
+    for name in "12":
+        assert command(*words, "--from", out, "--out", out := tmp_path / name, "--precision", "fp32").code == 0
+    configs = [RunFolder(tmp_path / name).config()["config"] for name in "012"]
+    assert configs[0]["shape"] == [1, 64, 64]
+    assert {config["shift"] for config in configs} == {sfumato.paper("ddpm").presets["tiny"].config.shift}
 
 
 def test_fine_tuning_needs_the_same_classes(run, photos, mistake, tmp_path):

@@ -75,6 +75,13 @@ def test_vp_gives_songs_drift_and_diffusion():
         assert float(process.reverse(x, t, score, ode=True)) == pytest.approx(-beta / 2 - beta * 0.15, rel=1e-12)
 
 
+def test_diffusion_at_the_data_is_its_limit():
+    x = torch.ones(2, 1, dtype=torch.float64)
+    assert float(VP().diffusion(x, 0.0)) == pytest.approx(math.sqrt(0.1), rel=1e-4)
+    assert VP().diffusion(x, torch.zeros(2)).tolist() == pytest.approx([math.sqrt(0.1)] * 2, rel=1e-4)
+    assert torch.isfinite(VP().reverse(x, 0.0, x)).all() and torch.isfinite(Discrete.linear().reverse(x, 0.0, x)).all()
+
+
 def test_linear_table_tends_to_vp():
     """Ho's table is the discretisation of Song's beta(t) = 0.1 + 19.9 t."""
     gaps = [

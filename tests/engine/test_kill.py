@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sfumato.engine import RunFolder, files
+from sfumato.engine import RunFolder, files, load
 from sfumato.engine.state import checkpoints
 from tests.engine import toy as module
 from tests.engine.compare import difference, same
@@ -89,6 +89,21 @@ def test_ten_kills(tmp_path: Path) -> None:
 def test_a_hundred_kills(tmp_path: Path, changes: dict) -> None:
     kills = 100 if not changes else 20
     assert harness(tmp_path, {**SETTINGS, **changes}, kills, seed=1) >= 0.75 * kills
+
+
+def test_a_kill_while_an_outgrown_final_goes(tmp_path: Path) -> None:
+    """`load` gives the newest whole model at every moment, and what is half deleted is swept."""
+    settings = {**SETTINGS, "keep": 99, "save_every": 10, "slow": 0.0}
+    finish(tmp_path / "whole", settings)
+    finish(tmp_path / "run", {**settings, "steps": 20})
+    process = start(tmp_path / "run", settings, "half removed@1")
+    process.join(60)
+    assert process.exitcode == -9 and (tmp_path / "run" / ".tmp-gone-final").exists()
+    assert load(tmp_path / "run", builder=module.build_toy).seen == 30
+    finish(tmp_path / "run", settings)
+    assert not list((tmp_path / "run").rglob(".tmp-*"))
+    final = [tmp_path / out / "final" / "model.safetensors" for out in ("run", "whole")]
+    assert final[0].read_bytes() == final[1].read_bytes()
 
 
 def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:

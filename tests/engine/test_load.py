@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from sfumato.engine import load
-from sfumato.engine.state import _weightless
-from tests.engine.toy import Config, Toy, build_toy, options, toy, train
+from sfumato.engine import load, steps
+from sfumato.engine.state import _weightless, start_from
+from sfumato.errors import UserError
+from tests.engine.toy import Config, Pictures, Toy, build_toy, options, toy, train
 
 
 def test_a_loaded_model_is_the_averaged_one(tmp_path: Path) -> None:
@@ -29,11 +31,6 @@ def test_a_loaded_model_is_the_averaged_one(tmp_path: Path) -> None:
 
 
 def test_without_a_final_the_newest_checkpoint_serves(tmp_path: Path) -> None:
-    from itertools import islice
-
-    from sfumato.engine import steps
-    from tests.engine.toy import Pictures
-
     part = steps(toy(), Pictures(), options(tmp_path))
     list(islice(part, 25))
     part.close()
@@ -110,3 +107,48 @@ def test_loading_takes_the_memory_of_one_copy(tmp_path: Path) -> None:
         check=True,
     )
     assert int(done.stdout) < 1.1 * size
+
+
+def test_a_longer_run_outgrows_its_final_model(tmp_path: Path) -> None:
+    """20 steps, finished; then 40, interrupted: from the first checkpoint beyond 20 on, the old final/ is gone."""
+    train(toy(), options(tmp_path, steps=20))
+    for more, seen, final in ((5, 20, True), (15, 30, False)):
+        part = steps(toy(), Pictures(), options(tmp_path, steps=40), resume=True)
+        list(islice(part, more))
+        part.close()
+        assert load(tmp_path, builder=build_toy).seen == seen and (tmp_path / "final").exists() == final
+    train(toy(), options(tmp_path, steps=40), resume=True)
+    train(toy(), options(tmp_path / "whole", steps=40))
+    ours, theirs = (load(out / "final", builder=build_toy).state_dict() for out in (tmp_path, tmp_path / "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_checkpoint_that_is_not_beyond_it_leaves_the_final_model(tmp_path: Path) -> None:
+    """The newest checkpoint of a finished run is damaged: what is repeated is not newer than final/."""
+    train(toy(), options(tmp_path))
+    (tmp_path / "checkpoints" / "step_00000040" / "ema.safetensors").unlink()
+    part = steps(toy(), Pictures(), options(tmp_path, save_every=5), resume=True)
+    assert [step.step for step in islice(part, 7) if step.saved] == [35]
+    part.close()
+    assert load(tmp_path, builder=build_toy).seen == 40
+
+
+def test_fine_tuning_on_other_classes_is_refused(tmp_path: Path) -> None:
+    train(toy(classes=("a", "b")), options(tmp_path / "base", steps=1))
+    many = tuple(f"class {i}" for i in range(30))
+    for classes, named in ((("b", "c"), "b, c"), (("b", "a"), "b, a"), (many, "class 7 and 22 more")):
+        with pytest.raises(
+            UserError, match=rf"classes a, b, and this run has .*{named}: fine-tune on the same classes"
+        ):
+            train(toy(classes=classes), options(tmp_path / "tuned", init_from=tmp_path / "base"))
+        assert not (tmp_path / "tuned" / "config.yaml").exists()
+    for classes in ((), ("a", "b")):
+        start_from(toy(classes=classes), tmp_path / "base")
+
+
+def test_what_does_not_fit_is_said_in_one_sentence(tmp_path: Path) -> None:
+    train(toy(classes=("a", "b")), options(tmp_path, steps=1))
+    for other in ({"width": 9}, {"classes": ("b", "c")}):
+        with pytest.raises(UserError, match="fine-tune") as caught:
+            start_from(toy(**other), tmp_path)
+        assert ". " not in str(caught.value) and str(caught.value).endswith(".")

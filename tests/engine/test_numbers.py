@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from sfumato.engine import RunFolder, load, steps
+from sfumato.engine.backward import reproducible
 from sfumato.engine.state import checkpoints, infinite, read_tensors
 from sfumato.errors import UserError
+from sfumato.recipe import At, Loss, Recipe
 from tests.engine.compare import difference, same
-from tests.engine.toy import Pictures, build_toy, options, toy, train
+from tests.engine.toy import Config, Pictures, Toy, build_toy, options, toy, train
 
 
 def sound(out: Path) -> bool:
@@ -167,3 +169,98 @@ def test_a_compiler_that_fails_is_left_behind(tmp_path: Path) -> None:
         "torch.compile failed (RuntimeError: no C++ compiler found): going on without it."
         in (tmp_path / "broken" / "log.txt").read_text()
     )
+
+
+@pytest.mark.parametrize("phase", ["generator", "critic"])
+def test_a_phase_that_is_never_finite_stops_the_run(tmp_path: Path, phase: str) -> None:
+    """However healthy the other one is."""
+    recipe = toy(phases=2)
+    sick = recipe.phases()[phase].parameters[0]
+    sick.register_hook(lambda g: torch.full_like(g, float("nan")) if sick is watched["now"] else g)
+    watched: dict[str, torch.Tensor] = {}
+    inner = recipe.loss
+
+    def loss(batch, at):
+        watched["now"] = recipe.phases()[at.phase].parameters[0]
+        return inner(batch, at)
+
+    recipe.loss = loss
+    with pytest.raises(UserError, match=rf"10 steps in a row had no finite gradient \(phase '{phase}'\)"):
+        train(recipe, options(tmp_path))
+    assert (tmp_path / "log.txt").read_text().count("step skipped") == 10 and sound(tmp_path)
+
+
+class Bare(Toy):
+    """Nothing but parameters changes."""
+
+    after = Recipe.after
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        for name in ("seen", "history", "table"):
+            delattr(self, name)
+
+
+class Mindful(Bare):
+    """No buffer, but what `after` is told lives on."""
+
+    def after(self, at: At, seen: Loss) -> None:
+        self.told = [*getattr(self, "told", ()), float(seen.value)]
+
+
+def asked_late(recipe: Toy, **changes: object) -> dict[int, tuple[int, dict[str, torch.Tensor]]]:
+    """(skipped, state) after each step of a run whose verdicts are awaited as a GPU's are."""
+    run, out = steps(recipe, Pictures(), options(**changes)), {}
+    for step in run:
+        session = run.gi_frame.f_locals["trainer"].session
+        session.asynchronous = True
+        out[step.step] = session.skipped, {k: v.clone() for k, v in recipe.state_dict().items()}
+    return out
+
+
+def test_what_a_bad_step_could_hurt_is_judged_within_it() -> None:
+    buffered = asked_late(toy(nan=(20,)))
+    assert all(torch.equal(v, buffered[20][1][k]) for k, v in buffered[21][1].items()) and buffered[21][0] == 1
+    assert buffered[40][1]["seen"] == 39 and torch.isfinite(buffered[40][1]["history"]).all()
+    mindful = Mindful(Config(nan=(20,)))
+    asked_late(mindful)
+    assert len(mindful.told) == 39 and torch.isfinite(torch.tensor(mindful.told)).all()
+
+
+def test_parameters_alone_are_judged_a_step_later() -> None:
+    late, now = Bare(Config(nan=(20,))), Bare(Config(nan=(20,)))
+    now.load_state_dict(late.state_dict())
+    seen = asked_late(late, log_every=100)  # a line waits for every verdict
+    train(now, options())
+    assert [seen[n][0] for n in (20, 21, 22)] == [0, 0, 1]
+    assert all(torch.equal(v, seen[20][1][k]) for k, v in seen[21][1].items())
+    assert all(torch.equal(v, now.state_dict()[k]) for k, v in late.state_dict().items())
+
+
+def test_a_late_verdict_that_ends_a_run_saves_no_half_step(tmp_path: Path) -> None:
+    """Steps 12 to 21 are bad; the last of them is known of when step 22 has changed the parameters."""
+    with pytest.raises(UserError, match="10 steps in a row"):
+        asked_late(Bare(Config(nan=tuple(range(11, 21)))), out=tmp_path, save_every=10, log_every=100)
+    assert checkpoints(RunFolder(tmp_path))[0].name == "step_00000020"
+    with pytest.raises(UserError, match="step 18, with picture"):
+        asked_late(Bare(Config(nan=(17,))), out=tmp_path / "stop", on_nan="stop", log_every=100)
+    assert checkpoints(RunFolder(tmp_path / "stop"))[0].name == "step_00000017"
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("cpu", 0)])
+def test_only_the_generators_that_are_restored_are_seeded(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("another device's generator is seeded")
+
+    for name in ("cuda.manual_seed", "cuda.manual_seed_all", "mps.manual_seed", "xpu.manual_seed_all"):
+        monkeypatch.setattr(f"torch.{name}", refuse)
+    before, drawn = torch.get_rng_state(), []
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), reproducible(device, 3, "dropout"):
+            drawn.append(torch.rand(5))
+            raise ZeroDivisionError
+    assert torch.equal(*drawn) and torch.equal(torch.get_rng_state(), before)
+    with reproducible(device, 3, "other"):
+        assert not torch.equal(torch.rand(5), drawn[0])

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.engine import steps
+from sfumato.engine import RunFolder, plan, steps
+from sfumato.engine.state import checkpoints, read_state
 from sfumato.errors import UserError
 from tests.engine.compare import content, difference, metrics, same
 from tests.engine.toy import Pictures, options, toy, train
@@ -194,3 +195,34 @@ def test_metrics_are_strict_and_complete(tmp_path: Path) -> None:
         0
     ].keys()
     assert np.mean(lines[0]["levels"]) == pytest.approx(lines[0]["loss"], rel=0.1)
+
+
+def test_decisions_outlive_a_run_that_saved_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Precision and threads are decided once, even if the machine answers otherwise before the first checkpoint."""
+    before = torch.get_num_threads()
+    chosen = {"precision": "auto", "threads": None, "save_every": 0}
+
+    def machine(bf16: bool, threads: int) -> None:
+        monkeypatch.setattr(plan, "_bf16_pays", lambda device: bf16)
+        monkeypatch.setattr(plan, "choose_threads", lambda work: (threads, 0.0))
+
+    machine(True, 2)
+    train(toy(), options(tmp_path / "whole", **chosen))
+    part = steps(toy(), Pictures(), options(tmp_path / "broken", private={"data": "here"}, **chosen))
+    next(part)
+    part.close()
+    machine(False, 1)
+    train(toy(), options(tmp_path / "broken", **chosen), resume=True)
+    private = RunFolder(tmp_path / "broken").private()
+    assert private["decided"] == {"precision": "bf16", "threads": 2} and private["data"] == "here"
+    state = read_state(checkpoints(RunFolder(tmp_path / "broken"))[0])
+    assert (state["precision"], state["threads"]) == ("bf16", 2) and torch.get_num_threads() == before
+    assert same(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_what_is_asked_for_goes_before_what_was_decided(tmp_path: Path) -> None:
+    part = steps(toy(), Pictures(), options(tmp_path, precision="bf16", save_every=0))
+    next(part)
+    part.close()
+    train(toy(), options(tmp_path, precision="fp32"), resume=True)
+    assert RunFolder(tmp_path).private()["decided"]["precision"] == "fp32"

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.networks import HO_256, HO_CIFAR10, UNet, UNetConfig
+from sfumato.networks.blocks import fold, unfold
 from tests.networks.to_diffusers import randomise, state_dict, twin
 
 HO = UNetConfig(widths=(32, 64, 64), blocks=2, attention=(1,))
@@ -177,14 +178,35 @@ def test_any_size_works_and_depends_on_every_pixel(size: tuple[int, int], resamp
     assert (gradient.abs().amin((0, 1)) > 0).all()
 
 
+@pytest.mark.parametrize("patch", [1, 2, 3])
+def test_fold_is_pixel_unshuffle(patch: int) -> None:
+    """Channels in its order: (C, rows of the cell, columns of the cell)."""
+    x = noise(2, 3, 12, 18)
+    assert torch.equal(fold(x, patch), F.pixel_unshuffle(x, patch))
+
+
+@pytest.mark.parametrize("patch", [2, 3])
+@pytest.mark.parametrize("size", [(12,), (17,), (12, 18), (13, 15), (6, 12, 6), (6, 8, 5)])
+def test_unfold_inverts_fold_and_far_edges_repeat(patch: int, size: tuple[int, ...]) -> None:
+    x = noise(2, 3, *size)
+    truth = x
+    for axis, n in enumerate(size, 2):
+        truth = truth.index_select(axis, torch.arange(-n % patch + n).clamp(max=n - 1))
+    assert torch.equal(unfold(fold(x, patch), patch), truth)
+    assert truth.shape == x.shape or any(n % patch for n in size)  # whole cells: x itself
+
+
 @pytest.mark.parametrize(("dims", "size"), [(1, (17,)), (2, (12, 15)), (3, (6, 8, 5))])
 def test_patches(dims: int, size: tuple[int, ...]) -> None:
-    net = network(replace(HO, dims=dims, patch=2, widths=(16, 16), blocks=1, groups=4))
-    x = noise(2, 3, *size)
+    """A network of patches is a network of the folded picture."""
+    config = replace(HO, dims=dims, widths=(16, 16), blocks=1, groups=4)
+    net = network(replace(config, patch=2))
+    plain = network(replace(config, channels=3 * 2**dims, out=3 * 2**dims))
+    plain.load_state_dict(net.state_dict())
+    x, t = noise(2, 3, *size), torch.tensor([10.0])
     with torch.no_grad():
-        y = net(x, torch.tensor([10.0]))
-    assert y.shape == x.shape
-    assert torch.isfinite(y).all()
+        whole = unfold(plain(fold(x, 2), t), 2)
+        assert close(net(x, t), whole[(..., *(slice(n) for n in size))])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -1,16 +1,18 @@
 """The papers' own files: loss against an independent computation, learning, guidance, labels."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from sfumato.core import parametrisation
+from sfumato.core import parametrisation, times
 from sfumato.core.random import Seeds
 from sfumato.errors import UserError
 from sfumato.networks import UNetConfig
 from sfumato.papers import ddim, ddpm
 from sfumato.papers.ddpm import DDPM, Config
-from sfumato.recipe import Ask, At
+from sfumato.recipe import Ask, At, Training, labels_or_spread
 from sfumato.samplers.ancestral import DDIM, Ancestral, large, small
 from tests.networks.to_diffusers import twin
 
@@ -116,17 +118,29 @@ def test_it_learns_and_samples_in_every_dimension(dims):
     assert torch.allclose(tone, torch.tensor([0.2, 0.8, 0.8, 0.2]), atol=0.12), tone
 
 
-def test_ddim_encodes_and_decodes():
-    recipe = ddim.DDIM(Config((1, 8, 8), network=SMALL, schedule="shifted_cosine", predict="v", clip=False))
+@pytest.mark.parametrize("clip", [False, True])
+def test_ddim_encodes_and_decodes(clip):
+    network = replace(SMALL, groups=0)
+    recipe = ddim.DDIM(Config((1, 8, 8), NAMES, network, schedule="shifted_cosine", predict="v", clip=clip))
     with torch.no_grad():
         for i, p in enumerate(recipe.parameters()):
             p.copy_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
-    x0 = Seeds(1).normal((2, 1, 8, 8)).clamp(-1, 1)
+    x0, ask = 0.8 * Seeds(1).normal((2, 1, 8, 8)).clamp(-1, 1), Ask(2, labels=(2,))
     errors = []
     for steps in (50, 100, 200):
-        x1 = recipe.encode(x0, steps=steps)
-        errors.append(float((DDIM(steps)(recipe.denoiser, x1) - x0).abs().max()))
+        x1 = recipe.encode(x0, ask, steps=steps)
+        denoiser = recipe.denoiser.given(recipe.label(torch.tensor([2, 2])))
+        errors.append(float((DDIM(steps)(denoiser, x1) - x0).abs().max()))
     assert errors[2] < 0.6 * errors[1] < 0.4 * errors[0] + 1e-3, errors
+
+
+def test_the_ddim_code_s_settings():
+    preset = ddim.PRESETS["lsun"]
+    assert (preset.training.ema, preset.training.ema_rule, preset.config.clip) == (0.999, "constant", False)
+    recipe = ddim.DDIM(Config((1, 8, 8), network=SMALL, clip=False))
+    assert recipe.sampler() == DDIM(50, times.leading)
+    k = (recipe.draw(Seeds.at(0, range(8))) * 1000 - 1).round()
+    assert (k[0::2] + k[1::2] == 999).all()
 
 
 def test_the_papers_presets():
@@ -138,20 +152,50 @@ def test_the_papers_presets():
     assert count[0] == 35_746_307 and round(count[1] / 1e6, 3) == 113.673 and round(count[2] / 1e6, 3) == 78.701
     assert cifar.sampler() == Ancestral(1000, variance=large) and lsun.sampler() == Ancestral(1000, variance=small)
     assert cifar.denoiser.parametrisation is parametrisation.eps
-    assert ddpm.PRESETS["cifar10"].training == ddpm.Training(
+    assert ddpm.PRESETS["cifar10"].training == Training(
         steps=800_000, batch=128, lr=2e-4, warmup=5_000, ema=0.9999, ema_rule="copy_first"
     )
 
 
 def test_larger_pictures_get_more_noise():
+    """The config keeps the shift of 32 pixels, so that fine-tuning and resuming cannot compound it."""
     config = ddpm.PRESETS["tiny"].config
-    assert [ddpm.fit(config, shape=(3, n, n), classes=()).shift / config.shift for n in (16, 32, 64, 128)] == [
-        1,
-        1,
-        2,
-        4,
-    ]
-    assert ddpm.fit(Config(), shape=(1, 64, 64), classes=NAMES).shift == 1.0
+    shifts = [ddpm.process_of(replace(config, shape=(3, n, n))).shift / config.shift for n in (16, 32, 64, 128)]
+    assert shifts == [1, 1, 2, 4]
+
+
+def test_a_table_that_leaves_a_signal_is_refused():
+    with pytest.raises(UserError, match="T = 1000"):
+        ddpm.process_of(Config(T=100))
+    assert ddpm.process_of(Config(schedule="cosine", T=100)).alpha_bar[-1] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [(Ask(2, labels=(3,)), "label 3"), (Ask(2, labels=(-1,)), "label -1"), (Ask(4, labels=(0, 1)), "2 labels for 4")],
+)
+def test_labels_that_are_not_there_are_refused(ask, says):
+    with pytest.raises(UserError, match=says):
+        next(DDPM(Config((1, 8, 8), NAMES, SMALL)).sample(ask, rng=Seeds(0)))
+
+
+def test_a_picture_s_class_is_a_function_of_its_seed():
+    assert labels_or_spread(Ask(3), 4, Seeds(5).pictures_of(3)) == (1, 2, 3)
+    assert labels_or_spread(Ask(2), 4, Seeds.pictures([9, 6]).pictures_of(2)) == (1, 2)
+
+
+@pytest.mark.parametrize(("field", "value"), [("drop", 7.0), ("T", 0), ("steps", 0), ("shift", 0.0)])
+def test_impossible_settings_are_refused(field, value):
+    with pytest.raises(UserError, match=field):
+        replace(Config(), **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("ema", 1.5), ("betas", (2.0, 3.0)), ("ema_rule", "images"), ("clip", -1.0), ("eps", 0.0)]
+)
+def test_impossible_training_is_refused(field, value):
+    with pytest.raises(UserError, match=field):
+        replace(Training(), **{field: value})
 
 
 @pytest.mark.parametrize("ask", [Ask(2, labels=(1,)), Ask(2, guidance=2.0)])

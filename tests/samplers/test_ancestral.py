@@ -3,6 +3,7 @@ diffusers."""
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from sfumato.core import guidance, parametrisation, times
 from sfumato.core.denoiser import NeuralDenoiser
 from sfumato.core.oracle import Empirical, Gaussian
 from sfumato.core.posterior import eps_weight, large, small
+from sfumato.core.process import Affine
 from sfumato.core.random import Seeds
 from sfumato.core.schedules import VP, Cosine, Discrete, betas
 from sfumato.samplers.ancestral import DDIM, Ancestral
@@ -162,6 +164,30 @@ def test_spacings_are_the_official_lists():
     theirs = DDIMScheduler(1000, timestep_spacing="trailing")
     theirs.set_timesteps(50)
     assert theirs.timesteps.flip(0).tolist() == kept(times.uniform, 50)
+
+
+def test_a_process_that_changes_is_sampled_as_it_is():
+    @dataclass
+    class Bent(Affine):
+        power: float = 1.0
+
+        def alpha(self, t):
+            return 1 - 0.9 * t**self.power
+
+        def sigma(self, t):
+            return t**self.power
+
+    process, found = Bent(), []
+    for power in (1.0, 2.0):
+        process.power = power
+        found.append(float(DDIM(5)(Gaussian(process, 0.3, 0.5), torch.ones(1, 1, dtype=torch.float64))))
+        assert found[-1] == float(DDIM(5)(Gaussian(Bent(power), 0.3, 0.5), torch.ones(1, 1, dtype=torch.float64)))
+    assert found[0] != found[1]
+
+
+def test_more_leading_steps_than_entries_are_refused():
+    with pytest.raises(ValueError, match="at most 1000"):
+        DDIM(2000, times.leading)(ORACLE, torch.ones(1, 1))
 
 
 def test_states_hold_tensors_of_their_own():
