@@ -33,8 +33,8 @@ __all__ = ["Step", "fresh", "steps"]
 
 
 def fresh(paper: str, config: Any, seed: int, *, builder: Callable[[str, Any], Recipe] = build) -> Recipe:
-    """The untrained recipe of a run with this seed and config, the paper's dataclass or a mapping; the user's own random
-    numbers are left alone."""
+    """The untrained recipe of a run with this seed and config, the paper's dataclass or a mapping; the user's own
+    random numbers are left alone."""
     with reproducible(torch.device("cpu"), seed, "initial weights"):
         return builder(paper, config)
 
