@@ -33,3 +33,13 @@ $(VENV)/%.installed: pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+# the trained runs kept in benchmarks/runs: the same command again on any machine
+run-letters: $(VENV)/demo.installed
+	$(BIN)/sfumato demo --out runs/letters
+	$(BIN)/python benchmarks/keep.py runs/letters/run letters
+
+run-fashion_ddpm: $(VENV)/demo.installed
+	$(BIN)/sfumato train ddpm $(or $(SFUMATO_DATA),../shared/data)/fashion_mnist/train.npz --preset fashion --labels none --flip on \
+		--out runs/fashion_ddpm
+	$(BIN)/python benchmarks/keep.py runs/fashion_ddpm fashion_ddpm

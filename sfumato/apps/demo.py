@@ -1,4 +1,4 @@
-"""`sfumato demo`: train on the letters of 22 fonts for two minutes, then write a word in letters that no font has.
+"""`sfumato demo`: train on the letters of 22 fonts for some minutes, then write a word in letters that no font has.
 
 The model is DDPM's preset `letters`: it is told which letter to draw, and equal starting noise along a row makes the
 row look like one typeface. A second word takes seconds, since the trained run is kept."""

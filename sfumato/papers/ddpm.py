@@ -184,7 +184,7 @@ PRESETS: dict[str, Preset] = {
         "the demo's: tiny, for `glyphs` at 32 x 32 with labels",
     ),
     "fashion": Preset(
-        replace(_ours(48, 96, 112, blocks=1, attention=(), patch=2, attend_middle=False), shape=(1, 28, 28)),
+        replace(_ours(48, 96, 104, blocks=1, attention=(), patch=2, attend_middle=False), shape=(1, 28, 28)),
         replace(_FAST, lr=1.5e-3, steps=6_000, ema=0.999),
         "ten minutes on two cores for Fashion-MNIST: benchmarks/fashion.py",
     ),
