@@ -40,6 +40,6 @@ run-letters: $(VENV)/demo.installed
 	$(BIN)/python benchmarks/keep.py runs/letters/run letters
 
 run-fashion_ddpm: $(VENV)/demo.installed
-	$(BIN)/sfumato train ddpm $(or $(SFUMATO_DATA),../shared/data)/fashion_mnist/train.npz --preset fashion --labels none --flip on \
+	$(BIN)/sfumato train ddpm $(or $(SFUMATO_DATA),../shared/data)/fashion_mnist/train.npz --preset fashion --labels none --flip on --steps 1496 \
 		--out runs/fashion_ddpm
 	$(BIN)/python benchmarks/keep.py runs/fashion_ddpm fashion_ddpm
