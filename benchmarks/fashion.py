@@ -27,7 +27,6 @@ from sfumato import Ask, DataOptions, Seeds, load, open_data
 from sfumato.engine.options import Options
 from sfumato.engine.train import fresh, steps
 from sfumato.papers.ddpm import PRESETS
-from sfumato.recipe import config_dict
 from sfumato.samplers.ancestral import DDIM
 
 CLASSIFIER = Path(__file__).parent / "runs" / "fashion_classifier" / "model.safetensors"
@@ -54,7 +53,7 @@ class Ours:
             log_every=50,
             quiet=True,
         )
-        self.recipe = fresh("ddpm", config_dict(replace(preset.config, shape=data.shape)), 0)
+        self.recipe = fresh("ddpm", replace(preset.config, shape=data.shape), 0)
         self.size = sum(p.numel() for p in self.recipe.parameters())
         self.out, self.total, self.done = out, total, 0
         self.loop = steps(self.recipe, data, options)

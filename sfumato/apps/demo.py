@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from sfumato.apps import poster
 from sfumato.core.random import Seeds, key
 from sfumato.data import DataOptions, open_data
+from sfumato.data.glyphs import LETTERS
 from sfumato.engine.options import Options
 from sfumato.engine.plan import choose_precision
 from sfumato.engine.state import load
 from sfumato.engine.train import fresh, steps
 from sfumato.errors import UserError
 from sfumato.papers.ddpm import DDPM, PRESETS
-from sfumato.recipe import Ask, config_dict
+from sfumato.recipe import Ask
 from sfumato.samplers.ancestral import DDIM
 
 __all__ = ["Demo", "main"]
@@ -44,8 +45,7 @@ class Demo:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        classes = open_data("glyphs", DataOptions(size=32)).classes
-        strange = [c for c in self.word if c not in classes]
+        strange = [c for c in self.word if c not in LETTERS]
         if not self.word or strange:
             what = f"'{strange[0]}' is not one of them" if strange else "the word is empty"
             raise UserError(
@@ -94,9 +94,7 @@ def _train(demo: Demo, run: Path) -> None:
         log_every=20,
     )
     print(f"Training a model of letters on {len(data):,} glyphs that matplotlib ships. Ctrl-C keeps what is done.")
-    for step in steps(
-        fresh("ddpm", config_dict(config), demo.seed), data, options, resume=(run / "config.yaml").is_file()
-    ):
+    for step in steps(fresh("ddpm", config, demo.seed), data, options, resume=(run / "config.yaml").is_file()):
         if step.stopped:
             raise KeyboardInterrupt
 

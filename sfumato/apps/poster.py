@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from sfumato.engine.log import duration
 
 __all__ = ["Facts", "clean", "draw", "history", "trim"]
 
@@ -57,20 +59,21 @@ def clean(ink: Ink, letter: str = "") -> Ink:
     mask = ink > 0.25
     patches = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:  # every patch takes the largest number in it
-        padded = np.pad(patches, 1)
-        spread = (
-            np.max([np.roll(padded, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)], 0)[1:-1, 1:-1] * mask
-        )
+        spread = _around(patches) * mask
         if (spread == patches).all():
             break
         patches = spread
     total = float(ink[mask].sum())
     kept = [p for p in np.unique(patches[mask]) if float(ink[patches == p].sum()) >= least * total]
-    near = np.isin(patches, kept).astype(np.float32)
-    padded = np.pad(near, 1)  # keep the soft edge around what stays
-    halo = np.max([np.roll(padded, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)], 0)[1:-1, 1:-1]
-    cleaned: Ink = ink * halo
+    cleaned: Ink = ink * _around(np.isin(patches, kept).astype(np.float32))  # with the soft edge of what stays
     return cleaned
+
+
+def _around(x: NDArray[Any]) -> NDArray[Any]:
+    """The largest of each pixel and its eight neighbours."""
+    padded = np.pad(x, 1)
+    moved = [np.roll(padded, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    return np.asarray(np.max(moved, 0)[1:-1, 1:-1])
 
 
 def trim(ink: Ink) -> Ink:
@@ -96,9 +99,9 @@ def _crisp(ink: Ink, height: int) -> Ink:
     return crisp
 
 
-def _set(row: Ink, word: str, height: int) -> Ink:
-    """One word (letters, H, W) set with even gaps."""
-    letters = [_crisp(trim(clean(ink, letter)), height) for ink, letter in zip(row, word, strict=True)]
+def _set(row: list[Ink], height: int) -> Ink:
+    """One word of trimmed letters, set with even gaps."""
+    letters = [_crisp(ink, height) for ink in row]
     gap = np.zeros((height, round(height * 0.015)), np.float32)
     return np.concatenate([part for letter in letters for part in (letter, gap)][:-1], 1)
 
@@ -109,9 +112,9 @@ def _set(row: Ink, word: str, height: int) -> Ink:
 def draw(rows: NDArray[np.float32], strip: NDArray[np.float32], facts: Facts) -> Image.Image:
     """rows (R, L, H, W) finished letters; strip (M, L, H, W) one row at M moments of its making."""
     room = WIDTH - 2 * MARGIN
-    unit = [_set(row, facts.word, 256) for row in rows]
-    height = min(250, int(256 * room / max(w.shape[1] for w in unit)))
-    words = [trim(_set(row, facts.word, height)) for row in rows]
+    lines = [[trim(clean(ink, letter)) for ink, letter in zip(row, facts.word, strict=True)] for row in rows]
+    height = min(250, int(256 * room / max(_set(line, 256).shape[1] for line in lines)))
+    words = [trim(_set(line, height)) for line in lines]
     pitch = round(height * 0.80)
     below = MARGIN + pitch * len(words) + round(height * 0.35)
     sheet = _paper(WIDTH, below + 390)
@@ -174,7 +177,7 @@ def _curve(sheet: Image.Image, points: list[tuple[int, float]], box: tuple[int, 
 
 
 def _caption(sheet: Image.Image, facts: Facts, top: int) -> None:
-    took = f", trained for {_minutes(facts.seconds)} on a CPU" if facts.seconds else ""
+    took = f", trained for {duration(facts.seconds)} on a CPU" if facts.seconds else ""
     pen = ImageDraw.Draw(sheet)
     pen.text(
         (MARGIN, top),
@@ -188,10 +191,6 @@ def _caption(sheet: Image.Image, facts: Facts, top: int) -> None:
         fill=GREY,
         font=_font(20),
     )
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

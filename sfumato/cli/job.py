@@ -216,7 +216,7 @@ def asked_training(flags: Any, training: Training) -> Training:
 
 def built(name: str, config: Any, seed: int) -> Recipe:
     try:
-        recipe = fresh(name, config_dict(config), seed)
+        recipe = fresh(name, config, seed)
         preview_of(recipe)
         return recipe
     except (ValueError, RuntimeError, ZeroDivisionError, IndexError) as error:
