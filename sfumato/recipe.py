@@ -11,10 +11,13 @@ import difflib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor, nn
 
 from sfumato.core.random import Seeds
@@ -22,6 +25,7 @@ from sfumato.errors import UserError
 from sfumato.samplers.sampler import Sampler, State
 
 __all__ = [
+    "MISFITS",
     "Ask",
     "At",
     "Loss",
@@ -34,8 +38,10 @@ __all__ = [
     "config_dict",
     "config_from",
     "labels_or_spread",
+    "outline",
     "paper",
     "papers",
+    "reason",
 ]
 
 
@@ -87,6 +93,9 @@ class Training:
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that cannot train anything."""
+        numbers = (self.lr, self.eps, self.weight_decay, self.clip, self.ema, *self.betas)
+        if not all(abs(number) < float("inf") for number in numbers):
+            raise UserError("lr, eps, weight_decay, clip, ema and betas must be finite numbers.")
         unit = {"ema": (self.ema,), "betas": self.betas}
         for name, values in unit.items():
             if not all(0.0 <= v < 1.0 for v in values) and not (name == "ema" and self.ema_rule == "images"):
@@ -212,26 +221,84 @@ def config_dict(config: Any) -> dict[str, Any]:
     return {k: plain(v) for k, v in dataclasses.asdict(config).items()}
 
 
-def config_from(kind: type, plain: Mapping[str, Any]) -> Any:
-    """The config dataclass `kind` from what `config_dict` gave. An unknown key is refused with the nearest name."""
+def config_from(kind: type, plain: Mapping[str, Any], within: str = "") -> Any:
+    """The config dataclass `kind` from what `config_dict` gave. Raises UserError: an unknown key, with the nearest
+    name; a value of another type; values that do not go together."""
     types = get_type_hints(kind)
     for unknown in plain.keys() - {f.name for f in dataclasses.fields(kind)}:
-        near = difflib.get_close_matches(unknown, types, n=1)
+        near = difflib.get_close_matches(str(unknown)[:100], types, n=1)
         raise UserError(f"The config has no field '{unknown}'" + (f": did you mean '{near[0]}'?" if near else "."))
-    return kind(
-        **{k: config_from(types[k], v) if dataclasses.is_dataclass(types[k]) else _frozen(v) for k, v in plain.items()}
-    )
+    values = {name: _typed(types[name], value, within + name) for name, value in plain.items()}
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:  # of __post_init__, or for a field that is missing
+        raise UserError(f"The config{within and f' {within[:-1]}'} cannot be: {error}.") from error
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
+def _typed(kind: Any, value: Any, name: str) -> Any:
+    """`value` as the type that a field declares, lists as tuples. Raises UserError."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if isinstance(value, Mapping) and dataclasses.is_dataclass(kind):
+        return config_from(cast(type, kind), value, f"{name}.")
+    if origin in (Union, UnionType):
+        for one in inner:
+            with suppress(UserError):
+                return _typed(one, value, name)
+    elif origin is tuple and isinstance(value, list | tuple):
+        each = inner[:1] * len(value) if inner[1:] == (...,) else inner
+        if len(each) == len(value):
+            return tuple(_typed(one, part, name) for one, part in zip(each, value, strict=True))
+    elif origin is Literal:
+        if any(type(value) is type(choice) and value == choice for choice in inner):
+            return value
+    elif kind is float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e300:
+            return float(value)
+    elif kind is Any or (origin is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
+        return value
+    shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:60]}..."
+    raise UserError(f"The config's {name} cannot be {shown}: it should be {_words(kind)}.")
+
+
+def _words(kind: Any) -> str:
+    """A type, as people say it."""
+    inner = get_args(kind)
+    if get_origin(kind) in (Literal, Union, UnionType):
+        return " or ".join(repr(one) if get_origin(kind) is Literal else _words(one) for one in inner)
+    if get_origin(kind) is tuple:
+        return f"a list, of {_words(inner[0])} each" if inner[1:] == (...,) else f"a list of {len(inner)}"
+    names = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false", NoneType: "null"}
+    return names.get(kind, "a mapping")
 
 
 def build(name: str, config: Any) -> Recipe:
     """The recipe of paper `name` with its config, or with one read back from YAML. Raises UserError for unknown
-    keys."""
+    keys and values that cannot be."""
     found = paper(name)
     return found.recipe(config_from(found.config, config) if isinstance(config, Mapping) else config)
+
+
+MISFITS = (ValueError, RuntimeError, ZeroDivisionError, IndexError, TypeError, AssertionError, OverflowError)
+"""What Python and torch raise while a model is built from a config that no model can have."""
+
+
+def outline(make: Callable[[], Recipe]) -> Recipe | None:
+    """The recipe with the names and shapes of its tensors alone, on the meta device: however large, nothing is
+    allocated. None for one that looks at its weights while it is built. Raises MISFITS."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except RuntimeError as error:
+        if "meta" in str(error).lower():
+            return None
+        raise
+
+
+def reason(misfit: Exception) -> str:
+    """Why no model can be made, in words."""
+    said = (str(misfit).strip().splitlines() or [type(misfit).__name__])[0].rstrip(".")
+    huge = f"it would have more than {2**60:,} parameters ({4 * 2**60 / 1e18:.1f} million TB)"
+    return huge if "overflow" in said.lower() else said
 
 
 def labels_or_spread(ask: Ask, classes: int, seeds: Sequence[int]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from tyro.conf import FlagConversionOff, OmitArgPrefixes, Positional
 
 from sfumato.cli.parse import option
 from sfumato.data.options import DataOptions
+from sfumato.engine.run import THREADS
 from sfumato.errors import UserError
 from sfumato.recipe import Paper, Training
 
@@ -66,9 +67,16 @@ class MachineFlags:
     precision: Annotated[Literal["auto", "fp32", "bf16"], option("bf16: often twice the speed; auto: timed")] = "auto"
     compile: Annotated[bool, option("torch.compile the network: minutes at the start, faster steps")] = False
     checkpointing: Annotated[bool, option("compute activations twice: less memory, 1.3 x the time")] = False
-    accumulate: Annotated[int | None, option("parts a batch is worked through in", "N", "1")] = None
+    accumulate: Annotated[
+        int | None, option("parts a batch is worked through in", "N", "1; on a CPU so many that each takes at most 2 s")
+    ] = None
     threads: Annotated[int | None, option("CPU threads", "N", "timed at the start")] = None
     workers: Annotated[int, option("threads that prepare batches", "N")] = 1
+
+    def __post_init__(self) -> None:
+        """Raises UserError for more threads than any machine runs."""
+        if max(self.threads or 0, self.workers) > THREADS:
+            raise UserError(f"--threads and --workers are at most {THREADS}.")
 
 
 @dataclass(frozen=True)

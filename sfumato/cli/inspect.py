@@ -9,21 +9,22 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
-from safetensors import SafetensorError, safe_open
 from tyro.conf import Positional
 
 from sfumato.cli.parse import nearest, option, parse
 from sfumato.cli.runs import described, find_run
 from sfumato.cli.show import Rows, amount, rows, size, table
-from sfumato.data.options import escape
+from sfumato.data.options import escape, shortlist
 from sfumato.data.pictures import read_settings
 from sfumato.engine.run import RunFolder
-from sfumato.engine.state import Damaged, check, checkpoints
+from sfumato.engine.state import Damaged, check, checkpoints, manifest
+from sfumato.engine.tensors import opened
 from sfumato.errors import UserError
+from sfumato.recipe import Training, config_from
 
 __all__ = ["run"]
 
-LISTED = 40  # tensors
+LISTED = 40  # tensors, and texts of a header
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def run(args: list[str]) -> int:
         raise UserError("inspect what? Give a run's folder, a .safetensors file or a PNG.")
     if path.is_dir():
         return _run_folder(find_run(path, "inspect"))
-    if not path.exists():
+    if not path.is_file():
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = nearest(path.name, beside, " give a run, a .safetensors file or a PNG.")
         raise UserError(f"there is no file or folder '{flags.what}':{hint}")
@@ -65,8 +66,8 @@ def _run_folder(home: Path) -> int:
     """Prints; 2 if something in it is damaged."""
     facts, folder = described(home), RunFolder(home)
     print(rows(_about(facts), indent=""))
-    if folder.metrics.exists():
-        print(rows(list(_metrics(folder.metrics)), indent=""))
+    if folder.metrics.is_file() and (told := list(_metrics(folder.metrics))):
+        print(rows(told, indent=""))
     alone = (home / "manifest.json").exists()  # a checkpoint, or a final/ that was shared
     places = [home] if alone else [place for place in (folder.final, *checkpoints(folder)) if place.exists()]
     verdicts = [("weights" if alone else place.name, *_verdict(place)) for place in places]
@@ -78,24 +79,22 @@ def _run_folder(home: Path) -> int:
 def _about(facts: Mapping[str, Any]) -> Rows:
     config, training, data = facts["config"], facts.get("training") or {}, facts.get("data") or {}
     classes = [str(name) for name in facts.get("classes") or ()]
-    shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
     preset = f", preset {facts['preset']}" if facts.get("preset") else ""
-    shape = " x ".join(map(str, data.get("shape") or ["?"]))
+    shape = " x ".join(_plain(data.get("shape") or "?").split())
     out = [
         ("paper", f"{facts['paper']}{preset} (sfumato {facts.get('version', '?')})"),
-        ("data", f"{data.get('examples', '?'):,} examples of {shape} (channels x height x width)"),
+        ("data", f"{_counted(data.get('examples', '?'))} examples of {shape} (channels x height x width)"),
     ]
     if classes:
-        out.append(("classes", f"{len(classes)}: {escape(shown)}"))
+        out.append(("classes", f"{len(classes)}: {shortlist(classes, 12)}"))
     if training:
-        out.append(
-            (
-                "training",
-                f"{training['steps']:,} steps of {training['batch']}, lr {training['lr']:g} "
-                f"{training['decay']}, ema {training['ema']:g} ({training['ema_rule']})",
-            )
-        )
+        t = config_from(Training, training)
+        out.append(("training", f"{t.steps:,} steps of {t.batch}, lr {t.lr:g} {t.decay}, ema {t.ema:g} ({t.ema_rule})"))
     return [*out, ("config", "\n".join(_flat(config)))]
+
+
+def _counted(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -110,7 +109,7 @@ def _metrics(path: Path) -> Iterator[tuple[str, str]]:
     """The first, best and last of each loss, and the last of what tells of health."""
     lines = [line for line in map(_parsed, path.read_text("utf-8", errors="replace").splitlines()) if line]
     for name in ("loss", "held/model"):
-        seen = [(line[name], line["step"]) for line in lines if isinstance(line.get(name), int | float)]
+        seen = [(line[name], line["step"]) for line in lines if _finite(line.get(name))]
         if seen:
             (best, when), (last, end) = min(seen), seen[-1]
             yield name, f"{seen[0][0]:.4f} at first, {best:.4f} at best (step {when:,}), {last:.4f} at step {end:,}"
@@ -121,7 +120,7 @@ def _metrics(path: Path) -> Iterator[tuple[str, str]]:
         "skipped": "steps skipped",
         "norm": "gradient norm",
     }
-    told = [f"{words} {line[name]:g}" for name, words in health.items() if isinstance(line.get(name), int | float)]
+    told = [f"{words} {line[name]:g}" for name, words in health.items() if _finite(line.get(name))]
     if told:
         yield "last line", ", ".join(told)
 
@@ -129,22 +128,24 @@ def _metrics(path: Path) -> Iterator[tuple[str, str]]:
 def _parsed(line: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) and isinstance(found.get("step"), int) else {}
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300
 
 
 def _verdict(place: Path) -> tuple[str, bool]:
     """What is in a checkpoint or a final/, every byte compared with the manifest."""
     try:
-        listed = json.loads((place / "manifest.json").read_bytes())["files"]
+        listed = manifest(place)
         check(place, tuple(listed), hashes=True)
-    except (OSError, ValueError, KeyError, TypeError):
-        return "damaged: its manifest cannot be read", False
     except Damaged as problem:
         return f"{problem}", False
     what = ", ".join(name.removesuffix(".safetensors") for name in sorted(listed) if name.endswith(".safetensors"))
-    total = sum(int(entry["size"]) for entry in listed.values())
+    total = sum(entry["size"] for entry in listed.values())
     return f"whole (SHA-256 of {amount(len(listed), 'file')}, {size(total)}): {what}; weights {_digest(listed)}", True
 
 
@@ -158,7 +159,7 @@ def _digest(listed: Mapping[str, Any]) -> str:
 def _tensors(path: Path, *, most: int | None) -> str:
     """Names, types and shapes of a safetensors file, and the text of its header. Nothing is loaded."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             names, header = sorted(file.keys()), file.metadata() or {}
             parts = [(name, file.get_slice(name)) for name in names]
             cells = [
@@ -166,12 +167,11 @@ def _tensors(path: Path, *, most: int | None) -> str:
                 for name, part in parts
             ]
             count = sum(prod(part.get_shape()) for _, part in parts)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(
-            f"'{path}' is no whole .safetensors file ({str(error).splitlines()[0]}): fetch it again, or train it again."
-        ) from None
-    lines = [f"{path.name}: {amount(len(names), 'tensor')}, {count:,} numbers, {size(path.stat().st_size)}"]
-    lines += [f"  {escape(name)}: {escape(text[:200])}" for name, text in sorted(header.items())]
+    except Damaged as problem:
+        said = str(problem).rstrip(".")
+        raise UserError(f"this is no whole .safetensors file: {said}; fetch it again, or train it again.") from None
+    lines = [f"{escape(path.name)}: {amount(len(names), 'tensor')}, {count:,} numbers, {size(path.stat().st_size)}"]
+    lines += [f"  {escape(name)}: {escape(text[:200])}" for name, text in sorted(header.items())[:LISTED]]
     lines += [table(cells[:most])] if cells else []
     left = len(cells) - len(cells[:most])
     return "\n".join([*lines, f"and {left:,} more: --all shows them"] if left else lines)
@@ -181,12 +181,12 @@ def _picture(path: Path) -> str:
     """The settings of a PNG: what `--like` would repeat."""
     found = dict(read_settings(path))
     request = dict(found.pop("request", {}))
-    if "seed" in request and "n" in request:
-        last = request["seed"] + request["n"] - 1
-        found["made among"] = f"seeds {request['seed']} to {last}, {request.get('batch', '?')} at once"
+    seed, n = request.get("seed"), request.get("n")
+    if isinstance(seed, int) and isinstance(n, int):
+        found["made among"] = f"seeds {seed} to {seed + n - 1}, {request.get('batch', '?')} at once"
     left = {name: value for name, value in request.items() if name not in {*found, "n", "batch", "only"}}
     pairs = [(name, escape(_plain(value))) for name, value in {**found, **left}.items()]
-    return f"{path.name}\n{rows(pairs)}"
+    return f"{escape(path.name)}\n{rows(pairs)}" if pairs else f"{escape(path.name)}: settings without content"
 
 
 def _plain(value: Any) -> str:

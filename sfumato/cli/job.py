@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,28 @@ import torch
 from sfumato.cli.choose import pick_preset, pick_size, rehearse, timing
 from sfumato.cli.flags import EXAMPLES, TrainFlags, for_paper, value_of
 from sfumato.cli.parse import nearest, parse
-from sfumato.cli.plan import Facts, Rows, refuse_if_full, rows_of
+from sfumato.cli.plan import Facts, Rows, refuse_if_full, refuse_if_large, rows_of
 from sfumato.cli.progress import Progress
 from sfumato.cli.runs import described, find_run, free_folder, writable
 from sfumato.cli.samplers import own_sampler
 from sfumato.data import DataOptions, Dataset, open_data
 from sfumato.engine import Options, RunFolder, fresh
 from sfumato.engine.distributed import World
-from sfumato.engine.plan import choose_device, choose_precision, out_of_memory
+from sfumato.engine.plan import choose_device, choose_precision, micro_batches, out_of_memory
+from sfumato.engine.state import fitting
 from sfumato.errors import UserError
-from sfumato.recipe import Ask, Paper, Recipe, Training, config_dict, config_from
+from sfumato.recipe import (
+    MISFITS,
+    Ask,
+    Paper,
+    Recipe,
+    Training,
+    build,
+    config_dict,
+    config_from,
+    outline,
+    reason,
+)
 from sfumato.samplers.ancestral import DDIM
 
 __all__ = ["Job", "asked_training", "built", "new", "open_split", "options_of", "preview_of"]
@@ -59,13 +73,14 @@ def new(args: list[str], found: Paper, world: World) -> Job:
     options = options_of(flags, out, preset, _training(flags, args))
     world.barrier()  # every process has looked for a free folder before one is made
     plain = flags.data.options()
-    asked = _data_options(flags.source, plain, before, device)
+    asked = _data_options(flags.source, plain, before, config.shape, device)
     data, held = open_split(flags.source, asked, flags.data.holdout, options.seed, world, quiet=options.quiet)
     fitted = replace(config, shape=data.shape, classes=data.classes)
     config = parse(for_paper(found, fitted, training), "train", args).config
     _refuse_shape(config, fitted)
     options = replace(options, private=_private(flags, asked, options.seed))
-    recipe = built(found.name, config, options.seed)
+    weights = partial(fitting, flags.start) if flags.start else lambda whole: None
+    recipe = built(found.name, config, options.seed, device, weights)
     options, seconds = _timed(recipe, data, options, device, world)
     refuse_if_full(recipe, replace(options, out=writable(out)))
     facts = Facts(
@@ -132,11 +147,15 @@ def _out(flags: TrainFlags, name: str) -> Path:
     return out
 
 
-def _data_options(source: str, asked: DataOptions, before: dict[str, Any], device: torch.device) -> DataOptions:
+def _data_options(
+    source: str, asked: DataOptions, before: dict[str, Any], shape: Any, device: torch.device
+) -> DataOptions:
     """As asked; what is not asked follows the run that is fine-tuned, else the machine."""
     if not before:
         return pick_size(source, asked, device)
-    channels, *space = before["config"]["shape"]
+    if len(shape) != 3:
+        raise UserError(f"the run to start from was trained on shapes of {shape}, which no picture has: train anew.")
+    channels, *space = shape
     return replace(asked, size=asked.size or (space[-1], space[-2]), channels=asked.channels or channels)
 
 
@@ -214,12 +233,18 @@ def asked_training(flags: Any, training: Training) -> Training:
     return replace(training, **{name: value for name, value in given.items() if value is not None})
 
 
-def built(name: str, config: Any, seed: int) -> Recipe:
+def built(name: str, config: Any, seed: int, device: torch.device, check: Callable[[Recipe], object]) -> Recipe:
+    """The untrained recipe. Its outline, which takes no memory, must pass `check` and fit into the device's memory.
+    Raises UserError."""
     try:
+        whole = outline(lambda: build(name, config))
+        if whole is not None:
+            check(whole)
+            refuse_if_large(whole, device)
         recipe = fresh(name, config, seed)
         preview_of(recipe)
         return recipe
-    except (ValueError, RuntimeError, ZeroDivisionError, IndexError) as error:
+    except MISFITS as error:
         raise _unfit(error, config) from error
 
 
@@ -228,9 +253,8 @@ def _unfit(error: Exception, config: Any) -> UserError:
     shape = " x ".join(map(str, config.shape[:0:-1]))
     if out_of_memory(error):
         return UserError(f"this model does not fit into memory at {shape}: give a smaller --preset, --size or --batch.")
-    said = str(error).strip().splitlines() or [type(error).__name__]
     return UserError(
-        f"no model can be made with this config for pictures of {shape}: {said[0].rstrip('.')}. "
+        f"no model can be made with this config for pictures of {shape}: {reason(error)}. "
         "Give another --size, --preset or --config.FIELD."
     )
 
@@ -248,9 +272,12 @@ def _timed(
     try:
         work = rehearse(recipe.to(device).train(), data, options.training.steps, dtype, pictures)
         threads, seconds = timing(work, device, options.threads)
-    except (ValueError, RuntimeError, IndexError) as error:
+    except MISFITS as error:
         raise _unfit(error, recipe.config) from error
-    return replace(options, threads=threads), seconds and seconds * options.training.batch / pictures
+    seconds = seconds and seconds * options.training.batch / pictures
+    if seconds and device.type == "cpu" and options.accumulate is None:
+        options = replace(options, accumulate=micro_batches(seconds, options.training.batch))
+    return replace(options, threads=threads), seconds
 
 
 def preview_of(recipe: Recipe) -> Ask:

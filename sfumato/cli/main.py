@@ -62,11 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence = _sentence(error)
         if debug or sentence is None:
             raise
-        _tell(f"sfumato: {sentence}")
+        _tell(f"sfumato: {sentence}", alone=getattr(error, "unheard", False))
         return 2
 
 
 def _run(words: list[str]) -> int:
+    if any("\0" in word for word in words):
+        from sfumato.errors import UserError
+
+        raise UserError("a zero byte is no part of a name or number: leave it out.")
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -104,20 +108,35 @@ def _sentence(error: Exception) -> str | None:
     from sfumato.errors import UserError
 
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return _cut(" ".join(str(error).split()))
+    if _memory_is_short(error):
         return "out of memory: give a smaller --batch, a smaller --size or --precision bf16, and try again."
     if isinstance(error, OSError):
         return _os_sentence(error)
     return None
 
 
+def _memory_is_short(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from sfumato.engine.plan import out_of_memory
+
+    return out_of_memory(error)
+
+
+def _cut(sentence: str, most: int = 1000) -> str:
+    """The beginning and the end, which say what was wrong and what to do, of one that quotes at length."""
+    return sentence if len(sentence) <= most else f"{sentence[: most // 2]} ... {sentence[-most // 2 :]}"
+
+
 def _os_sentence(error: OSError) -> str | None:
-    where = f"'{error.filename}'" if error.filename else "the output"
+    where = f"'{_cut(str(error.filename), 200)}'" if error.filename else "the output"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full (writing {where}): free some space, or give another folder with --out."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where} may not be written or read: check its permissions, or give another folder with --out."
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EEXIST):
+        return f"{where} cannot be used ({(error.strerror or '').lower()}): give another path."
     return None
 
 
@@ -134,8 +153,10 @@ def _note(
         _tell(f"note: {message}")
 
 
-def _tell(line: str) -> None:
-    """To stderr, once per job: the other ranks of torchrun stay silent."""
-    from sfumato.cli.progress import Progress
+def _tell(line: str, *, alone: bool = False) -> None:
+    """To stderr, once per job: the other ranks of torchrun stay silent, unless the first has died."""
+    from sfumato.cli.progress import first_rank
+    from sfumato.cli.show import printable
 
-    Progress.say(line)
+    if alone or first_rank():
+        print(printable(line), file=sys.stderr, flush=True)

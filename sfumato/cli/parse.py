@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -17,6 +18,7 @@ from sfumato.errors import UserError
 __all__ = ["known_flags", "nearest", "option", "parse"]
 
 T = TypeVar("T")
+MOST = 2**63 - 1  # what every file that remembers it, and torch, can hold
 STYLE = (conf.FlagCreatePairsOff, conf.DisallowNone)
 
 
@@ -32,10 +34,11 @@ def parse(
     """The dataclass `kind` filled from `args`; what they do not give is as in `default`, if there is one. Raises
     UserError; `--help` prints and raises SystemExit(0)."""
     complaint = io.StringIO()
+    style = STYLE if default is tyro.MISSING_NONPROP else STYLE[1:]  # what is on can be said again, or taken back
     try:
         with contextlib.redirect_stderr(complaint):
             value, unknown = tyro.cli(
-                kind, prog=f"sfumato {verb}", args=list(args), default=default, config=STYLE, return_unknown_args=True
+                kind, prog=f"sfumato {verb}", args=list(args), default=default, config=style, return_unknown_args=True
             )
     except SystemExit as stop:
         if stop.code:
@@ -44,8 +47,23 @@ def parse(
         raise
     if unknown:
         raise UserError(_unknown(unknown, known_flags(kind), verb))
+    for name, number in _numbers(value):
+        if not -MOST <= number <= MOST:
+            raise UserError(f"{name} is {str(number)[:20]}...: no number here is larger than {MOST:,}.")
     out: T = value
     return out
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """The whole numbers in a dataclass, with their names."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _numbers(getattr(value, field.name), field.name)
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from _numbers(one, name)
+    elif isinstance(value, int):
+        yield name, value
 
 
 def known_flags(kind: type[Any]) -> list[str]:
@@ -53,7 +71,7 @@ def known_flags(kind: type[Any]) -> list[str]:
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         tyro.cli(kind, args=["--help"], config=STYLE)
-    flags = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", text.getvalue()))
+    flags = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w|(?<![\w-])--[a-z]", text.getvalue()))
     return sorted(flag for flag in flags if not flag.endswith(".FIELD"))
 
 
@@ -82,6 +100,8 @@ def _one_sentence(box: str, verb: str) -> str:
     see = f"see `sfumato {verb} --help`."
     if found := re.search(r"Error parsing (\S+): .*?(?:from \[(.*)\]|: ('.*'))\.?$", said):
         return f"{found[1]} cannot be {found[2] or found[3]}: {f'give {after[0]}' if after else see}"
+    if found := re.search(r"Error parsing config\S*: (.*)$", said):  # its __post_init__
+        return f"{found[1].rstrip('.')}: give another --config.FIELD, or none."
     if found := re.search(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", said):
         choices = [choice for choice in re.findall(r"'([^']*)'", found[3]) if choice != "None"]
         return f"{found[2]} cannot be '{found[1]}':{nearest(found[1], choices)} Choose one of {', '.join(choices)}."

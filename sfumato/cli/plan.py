@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from sfumato.engine import Options
 from sfumato.errors import UserError
 from sfumato.recipe import Recipe
 
-__all__ = ["Facts", "Rows", "bytes_of", "refuse_if_full", "rows_of"]
+__all__ = ["Facts", "Rows", "bytes_of", "memory_of", "refuse_if_full", "refuse_if_large", "rows_of"]
 
 Rows = list[tuple[str, str]]
 COLOURS = {1: "gray", 3: "colour", 4: "colour and alpha"}
@@ -104,6 +106,32 @@ def refuse_if_full(recipe: Recipe, options: Options) -> None:
             f"the disk of '{options.out}' is nearly full: a checkpoint takes {size(least)}, and "
             f"{size(free)} are free. Free some space, or give another folder with --out."
         )
+
+
+def refuse_if_large(recipe: Recipe, device: torch.device) -> None:
+    """Raises UserError where weights, gradients, two moments and the average do not fit into memory, whatever the
+    batch."""
+    every: int = sum(t.nbytes for t in recipe.state_dict().values())
+    trained: int = sum(p.nbytes for phase in recipe.phases().values() for p in phase.parameters)
+    need, there = every + 4 * trained, memory_of(device)
+    if need > there:
+        raise UserError(
+            f"this model has {sum(p.numel() for p in recipe.parameters()):,} parameters: to train them takes at least "
+            f"{size(need)}, and this machine has {size(there)} of memory. Give a smaller --preset or --config.FIELD."
+        )
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes that there are in all, as far as that can be known."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+    with suppress(OSError, ValueError):  # what a container may take
+        there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return float(there)
 
 
 def _free(out: Path | None) -> int:

@@ -7,7 +7,7 @@ import sys
 import time
 from types import TracebackType
 
-from sfumato.cli.show import duration
+from sfumato.cli.show import duration, printable
 
 __all__ = ["Progress", "first_rank"]
 
@@ -31,9 +31,9 @@ class Progress:
 
     @staticmethod
     def say(line: str) -> None:
-        """A line on stderr."""
+        """A line on stderr, whatever names it quotes."""
         if first_rank():
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         return self

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sfumato.cli.samplers import chosen
 from sfumato.data.pictures import Settings
+from sfumato.engine.run import THREADS
 from sfumato.errors import UserError
+from sfumato.recipe import config_from
 from sfumato.samplers.sampler import Sampler
 
-__all__ = ["Chunk", "Request", "from_settings"]
+__all__ = ["Chunk", "Request", "from_settings", "refuse_numbers"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Request:
     eta: float | None = None
     variance: str | None = None
     size: tuple[int, int] | None = None  # (width, height)
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     threads: int | None = None
     only: int | None = None  # of these pictures, keep this one
 
@@ -73,6 +75,9 @@ class Request:
         )
 
 
+RANGES = {"n": (1, 1_000_000), "batch": (1, 65_536), "steps": (1, 100_000), "seed": (0, 2**63), "threads": (1, THREADS)}
+
+
 class Chunk(NamedTuple):
     """Pictures first .. first + size - 1 of a request, made in one batch."""
 
@@ -91,12 +96,26 @@ def from_settings(found: Mapping[str, Any], where: str) -> tuple[Request, str]:
         )
     digest = str(values.get("hash", ""))
     known = {name: value for name, value in values.items() if name in Request.__dataclass_fields__}
-    known |= {name: tuple(known[name]) for name in ("labels", "size") if name in known}
     try:
-        out = Request(**known)
-        whole = all(isinstance(value, int) and value >= 0 for value in (out.seed, out.n, out.batch, out.only or 0))
-        if not whole or out.n < 1 or out.batch < 1 or (out.only or 0) >= out.n:
-            raise ValueError("numbers out of range")
-    except (TypeError, ValueError) as error:
+        out: Request = config_from(Request, known)
+        refuse_numbers(asdict(out))
+        if not 0 <= (out.only or 0) < out.n:
+            raise UserError(f"it is number {out.only} of {out.n}")
+    except UserError as error:
         raise UserError(f"the settings in '{where}' are damaged ({error}): give them as options instead.") from None
     return out, digest
+
+
+def refuse_numbers(asked: Mapping[str, Any]) -> None:
+    """Raises UserError for numbers that no request has; None is not asked."""
+    for name, (least, most) in RANGES.items():
+        value = asked.get(name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name} is {value}: it must be at least {least} and at most {most:,}.")
+    eta, guidance, size = asked.get("eta"), asked.get("guidance"), asked.get("size") or (1, 1)
+    if eta is not None and not 0 <= eta <= 1:
+        raise UserError(f"--eta is {eta:g}: it must be from 0 (no noise on the way) to 1 (as much as ddpm).")
+    if guidance is not None and not abs(guidance) <= 1000:
+        raise UserError(f"--guidance is {guidance:g}: 1 is off, 2 to 5 are usual.")
+    if not isinstance(size, str) and not all(1 <= side <= 8192 for side in size):
+        raise UserError(f"--size is {size[0]}x{size[1]}: sides are from 1 to 8192.")

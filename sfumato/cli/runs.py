@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sfumato.cli.parse import nearest
-from sfumato.engine.run import RunFolder, read_yaml
-from sfumato.engine.state import Damaged, checkpoints, last_good, load
+from sfumato.engine.run import RunFolder, read_config
+from sfumato.engine.state import Damaged, checkpoints, last_good, load, manifest
 from sfumato.errors import UserError
 from sfumato.recipe import Recipe
 
-__all__ = ["described", "find_run", "free_folder", "model_hash", "opened", "writable"]
+__all__ = ["described", "done", "find_run", "free_folder", "model_hash", "opened", "writable"]
 
 
 def find_run(typed: Path | str, verb: str) -> Path:
@@ -36,7 +36,7 @@ def find_run(typed: Path | str, verb: str) -> Path:
 
 def described(run: Path) -> dict[str, Any]:
     """config.yaml of a run: paper, preset, config, classes. Raises UserError when it is damaged."""
-    facts = read_yaml(run / "config.yaml")
+    facts = read_config(run)
     if not isinstance(facts.get("paper"), str) or not isinstance(facts.get("config"), dict):
         raise UserError(
             f"{run / 'config.yaml'} is damaged: it should name a paper and its config. "
@@ -74,11 +74,9 @@ def free_folder(wanted: Path) -> Path:
 def model_hash(path: Path) -> str:
     """The first digits of the SHA-256 of the weights that `load(path)` takes; "" where it is not known."""
     for folder in (path, path / "final", *checkpoints(RunFolder(path))[:1]):
-        try:
-            written = json.loads((folder / "manifest.json").read_bytes())["files"]
+        with suppress(Damaged, KeyError):
+            written = manifest(folder)
             return str(written.get("ema.safetensors", written["model.safetensors"])["sha256"][:12])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
     return ""
 
 
@@ -95,3 +93,9 @@ def writable(out: Path) -> Path:
             f"'{out}' cannot be written ({(error.strerror or '').lower()}): give another folder with --out."
         ) from None
     return out
+
+
+def done(home: Path) -> int:
+    """Steps in the newest checkpoint."""
+    saved = checkpoints(RunFolder(home))
+    return int(saved[0].name[5:]) if saved else 0

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from tyro.conf import Positional
 
 from sfumato.cli.flags import pixels
 from sfumato.cli.parse import nearest, option, parse
+from sfumato.cli.plan import memory_of
 from sfumato.cli.progress import Progress
-from sfumato.cli.request import Request, from_settings
-from sfumato.cli.runs import described, find_run, free_folder, model_hash, opened, writable
+from sfumato.cli.request import Request, from_settings, refuse_numbers
+from sfumato.cli.runs import described, done, find_run, free_folder, model_hash, opened, writable
 from sfumato.cli.samplers import chosen, facts, length, own_sampler
+from sfumato.cli.show import size
 from sfumato.cli.studio import Studio
 from sfumato.data.pictures import read_settings
-from sfumato.engine.plan import choose_device
+from sfumato.engine.health import noisy
+from sfumato.engine.plan import choose_device, out_of_memory
 from sfumato.errors import UserError
 from sfumato.recipe import Recipe
 
@@ -68,26 +73,47 @@ def run(args: list[str]) -> int:
     flags = parse(Sample, "sample", args, examples=EXAMPLES)
     if not flags.run:
         raise UserError("sample needs the folder of a run, as in `sfumato sample runs/NAME`.")
-    _refuse_numbers(flags)
+    refuse_numbers(vars(flags))
     home = find_run(flags.run, "sample")
     config = described(home)
     recipe = opened(home, choose_device(flags.device))
     request = _request(flags, recipe, home)
     out = writable(flags.out or free_folder(home / "pictures"))
     name = "-".join(filter(None, (config["paper"], str(config.get("preset") or ""))))
-    Studio(recipe, request, out, name, model_hash(home), metadata=not flags.no_metadata).work(strip=flags.strip)
+    studio = Studio(recipe, request, out, name, model_hash(home), metadata=not flags.no_metadata)
+    try:
+        _doubt(studio.work(strip=flags.strip), config, home)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise _too_much(request) from error
     return 0
 
 
-def _refuse_numbers(flags: Sample) -> None:
-    for name, least in (("n", 1), ("steps", 1), ("batch", 1), ("threads", 1), ("seed", 0)):
-        value = getattr(flags, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} is {value}: it must be at least {least}.")
-    if flags.eta is not None and not 0 <= flags.eta <= 1:
-        raise UserError(f"--eta is {flags.eta:g}: it must be from 0 (no noise on the way) to 1 (as much as ddpm).")
-    if flags.guidance is not None and not abs(flags.guidance) <= 1000:
-        raise UserError(f"--guidance is {flags.guidance:g}: 1 is off, 2 to 5 are usual.")
+def _doubt(pictures: Sequence[Any], config: dict[str, Any], home: Path) -> None:
+    """A word where the pictures are noise."""
+    data, training = config.get("data") or {}, config.get("training") or {}
+    own, examples = data.get("roughness"), data.get("examples")
+    tiles = torch.from_numpy(np.stack(pictures)).movedim(-1, 1) / 255
+    steps = training.get("steps", 0) if (home / "final").exists() else done(home)
+    batch = training.get("batch", 0)
+    told = all(type(n) is int and n > 0 for n in (steps, batch, examples))
+    if not (told and isinstance(own, float) and noisy(tiles, own)):
+        return
+    looks = steps * batch / examples
+    Progress.say(
+        f"note: these pictures look like noise. The run had {steps:,} steps, {looks:.3g} looks at each of its "
+        f"{examples:,} pictures: train it longer, as in `sfumato train --resume {home} --steps {10 * steps}`, and see "
+        f"{home / 'log.txt'}."
+    )
+
+
+def _too_much(request: Request) -> UserError:
+    """Out of memory: what helps."""
+    ways = [f"--batch {request.batch // 2}"] if request.batch > 1 else []
+    ways += ["--precision bf16"] if request.precision != "bf16" else []
+    ways += ["a smaller --size" if ways else "only a smaller --size"]
+    return UserError(f"out of memory with {request.batch} at once. What helps: {', '.join(ways)}.")
 
 
 def _request(flags: Sample, recipe: Recipe, home: Path) -> Request:
@@ -103,12 +129,26 @@ def _request(flags: Sample, recipe: Recipe, home: Path) -> Request:
     request = replace(base, **{name: value for name, value in given.items() if value is not None})
     _refuse_labels(request, classes)
     shape = (request.size or tuple(recipe.config.shape[:0:-1]))[::-1]
-    batch = request.batch or max(1, min(64, AT_ONCE // int(np.prod(shape))))
-    return _walked(replace(request, batch=min(batch, request.n)), flags, recipe)
+    batch = min(request.batch or max(1, min(64, AT_ONCE // prod(shape))), request.n)
+    _refuse_large(batch * recipe.config.shape[0] * prod(shape), next(recipe.parameters()).device)
+    return _walked(replace(request, batch=batch), flags, recipe)
+
+
+def _refuse_large(numbers: int, device: torch.device) -> None:
+    """Raises UserError where noise, x_t, its estimate and the picture alone do not fit into memory."""
+    need, there = 4 * 4 * numbers, memory_of(device)
+    if need > there:
+        raise UserError(
+            f"pictures of this size and number take at least {size(need)} at once, and this machine has {size(there)} "
+            "of memory: give a smaller --size or --batch."
+        )
 
 
 def _refuse_labels(request: Request, classes: tuple[str, ...]) -> None:
-    _labels(",".join(request.labels), classes)
+    for name in request.labels if classes else ():
+        if name not in classes:
+            shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+            raise UserError(f"this run knows no class '{name}':{nearest(name, classes)} Choose from {shown}.")
     if not classes and (request.labels or request.guidance != 1.0):
         raise UserError(
             f"this run knows no classes, so --{'label' if request.labels else 'guidance'} means nothing to "
@@ -146,10 +186,5 @@ def _size(text: str) -> tuple[int, int] | None:
 
 
 def _labels(text: str, classes: Sequence[str]) -> tuple[str, ...]:
-    """The named classes. A name may contain a comma if it is the only one."""
-    names = (text,) if text in classes else tuple(name.strip() for name in text.split(",") if name.strip())
-    for name in names if classes else ():
-        if name not in classes:
-            shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-            raise UserError(f"this run knows no class '{name}':{nearest(name, classes)} Choose from {shown}.")
-    return names
+    """The classes that were typed. A name may contain a comma if it is the only one."""
+    return (text,) if text in classes else tuple(name.strip() for name in text.split(",") if name.strip())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["Rows", "amount", "duration", "rows", "size", "table"]
+__all__ = ["Rows", "amount", "duration", "printable", "rows", "size", "table"]
 
 Rows = list[tuple[str, str]]
 
@@ -31,17 +31,27 @@ def amount(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else plural}"
 
 
+def printable(text: str) -> str:
+    """The text on one line, without what a terminal would obey."""
+    if text.isprintable():
+        return text
+    from sfumato.data.options import escape  # brings torch: not for `sfumato papers`
+
+    return escape(text)
+
+
 def table(cells: Iterable[Sequence[str]]) -> str:
     """Columns padded to their widest cell, two spaces apart."""
-    lines = [list(row) for row in cells]
+    lines = [[printable(cell) for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in lines)
     return "\n".join("  ".join(row).rstrip() for row in padded)
 
 
 def rows(pairs: Iterable[tuple[str, str]], indent: str = "  ") -> str:
-    """Names and values, one a line; a value of several lines is indented under itself."""
-    pairs = list(pairs)
-    wide = max(len(name) for name, _ in pairs)
+    """Names and values, one a line; a value of several lines is indented under itself. What is not printable is
+    escaped."""
+    lines = [(printable(name), [printable(line) for line in value.splitlines()]) for name, value in pairs]
+    wide = max((len(name) for name, _ in lines), default=0)
     gap = "\n" + indent + " " * (wide + 2)
-    return "\n".join(f"{indent}{name:{wide}}  {gap.join(value.splitlines())}".rstrip() for name, value in pairs)
+    return "\n".join(f"{indent}{name:{wide}}  {gap.join(value)}".rstrip() for name, value in lines)

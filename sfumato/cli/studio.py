@@ -17,7 +17,7 @@ from torch import Tensor
 from sfumato.cli.progress import Progress
 from sfumato.cli.request import Chunk, Request
 from sfumato.cli.samplers import length, own_sampler
-from sfumato.cli.show import amount, duration
+from sfumato.cli.show import amount, duration, printable
 from sfumato.core.random import Seeds
 from sfumato.data.pictures import grid, save_png, to_uint8
 from sfumato.engine.plan import choose_threads, using_threads
@@ -50,12 +50,11 @@ class Studio:
     digest: str
     metadata: bool = True
 
-    def work(self, *, strip: bool = False) -> None:
-        """Batch by batch; then the grid, and a word about what there is now."""
+    def work(self, *, strip: bool = False) -> list[Pixels]:
+        """Batch by batch; then the grid, and a word about what there is now. Returns what the grid shows."""
         start = time.monotonic()
         if self.request.threads is None and (threads := self._best_threads()):
-            replace(self, request=replace(self.request, threads=threads)).work(strip=strip)
-            return
+            return replace(self, request=replace(self.request, threads=threads)).work(strip=strip)
         kept: list[Pixels] = []
         with using_threads(self.request.threads), self._autocast():
             for made in self._make(strip=strip):
@@ -67,6 +66,7 @@ class Studio:
             tiles = np.stack(kept)
             self._save("grid.png", grid(tiles), None, (0, 0, *tiles.shape[1:3]))
         self._report(time.monotonic() - start)
+        return kept
 
     # -- making --------------------------------------------------------------------------------------------------------
 
@@ -146,12 +146,10 @@ class Studio:
         first = r.seed + (r.only or 0)
         single = r.only is not None or r.n == 1
         where = self.out / (self._name(r.only or 0) if single else "grid.png")
-        print(
-            f"{amount(1 if single else r.n, 'picture')} in {duration(seconds)}: {where}"
-            + ("" if single else " and single pictures beside it")
-        )
+        made = f"{amount(1 if single else r.n, 'picture')} in {duration(seconds)}: {where}"
+        print(printable(made + ("" if single else " and single pictures beside it")))
         seeds = f"seed {first}" if single else f"seeds {first} to {first + r.n - 1}"
         guided = f", guidance {r.guidance:g}" if r.guidance != 1 else ""
         again = f", in a batch of {r.batch} as it was made" if r.only is not None and r.batch > 1 else ""
         walked = f"{r.sampler} in {r.steps} steps" if r.sampler else "its own sampler"
-        print(f"{self.model}, {walked}{guided}, {seeds}{again}")
+        print(printable(f"{self.model}, {walked}{guided}, {seeds}{again}"))

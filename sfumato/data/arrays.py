@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from dataclasses import dataclass
@@ -12,13 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.data.columns import Column, Records
+from sfumato.data.decode import room
 from sfumato.data.folder import json_lines
 from sfumato.data.options import DataError, escape, nearest, need, shortlist
+from sfumato.data.packed import open_member
+from sfumato.data.watch import Files
 
 __all__ = ["Arrays", "digits", "npz"]
 
 BYTE_CAP = 8 << 30  # of an unpacked .npz
 PER_ROW = ("label", "text", "caption", "split")
+WANTED = ("image", "mask", "classes", *PER_ROW)
 
 
 @dataclass(frozen=True)
@@ -54,20 +59,21 @@ def npz(path: Path) -> Arrays:
     from captions.jsonl beside the file. Nothing is unpickled, and sizes are checked before anything is unpacked."""
     what = f'"{escape(path)}"'
     try:
-        _check_sizes(path, what)
-        with np.load(path, allow_pickle=False) as file:
-            known = {name: file[name] for name in file.files if name in ("image", "mask", "classes", *PER_ROW)}
-            names = list(file.files)
+        files = Files.of(what, [path])
+        with zipfile.ZipFile(path) as archive:
+            members = {m.filename.removesuffix(".npy"): m for m in archive.infolist() if m.filename.endswith(".npy")}
+            _check_sizes(archive, path, what)
+            known = {name: _array(archive, members[name]) for name in WANTED if name in members}
     except DataError:
         raise
-    except Exception as error:  # zipfile, zlib, lzma and numpy each have their own
+    except Exception as error:  # zipfile, zlib and numpy each have their own
         raise DataError(
             f"{what} cannot be read as .npz ({_short(error)}): write it again with numpy.savez, without objects"
         ) from error
     if "image" not in known:
-        kind = next((f", and {name} cannot be trained on here" for name in ("video", "volume") if name in names), "")
+        kind = next((f", and {name} cannot be trained on here" for name in ("video", "volume") if name in members), "")
         raise DataError(
-            f'{what} has no array "image"{nearest("image", names)}: it has {shortlist(names) or "nothing"}{kind}'
+            f'{what} has no array "image"{nearest("image", members)}: it has {shortlist(members) or "nothing"}{kind}'
         )
     images = _images(known["image"], what)
     columns: dict[str, Column] = {
@@ -76,43 +82,47 @@ def npz(path: Path) -> Arrays:
     if "text" not in columns and (beside := path.with_name("captions.jsonl")).is_file():
         columns["text"] = _captions(beside, len(images))
     width = len(str(len(images) - 1))
-    info = path.stat()
     records = Records(
         what=what,
         names=tuple(f"{escape(path.stem)}-{i:0{width}d}" for i in range(len(images))),
         read=images.__getitem__,
         columns=columns,
         classes=tuple(str(name) for name in known.get("classes", ())),
-        stamps=(os.path.realpath(path), f"{info.st_size} {info.st_mtime_ns}"),
+        stamps=(os.path.realpath(path), *files.stamps),
+        files=files,
     )
+    records.refuse_changed()
     return Arrays(records, images, _masks(known.get("mask"), images, what))
 
 
-def _check_sizes(path: Path, what: str) -> None:
-    """Declared sizes are binding: zipfile stops at them, and each array must be as long as its member."""
-    total = 0
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            total += member.file_size
-            if total > BYTE_CAP:
-                raise DataError(f"{what} unpacks to more than the cap of {BYTE_CAP >> 30} GB: use a folder or .parquet")
-        for member in archive.infolist():
-            if member.filename.endswith(".npy"):
-                _check_header(archive, member, what)
+def _check_sizes(archive: zipfile.ZipFile, path: Path, what: str) -> None:
+    """Refuses what would unpack to more than memory should hold, and arrays that are not as long as their member."""
+    total, cap = sum(m.file_size for m in archive.infolist()), min(BYTE_CAP, room(path.stat().st_size))
+    if total > cap:
+        raise DataError(
+            f"{what} unpacks to {total / 1e6:,.0f} MB, more than the cap of {cap / 1e6:,.0f} MB for its size: "
+            "use a folder or .parquet"
+        )
+    for member in archive.infolist():
+        if member.filename.endswith(".npy"):
+            _check_header(archive, member, what)
 
 
 def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> None:
-    with archive.open(member) as file:
+    with open_member(archive, member) as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
-        size = dtype.itemsize
-        for side in shape:
-            size *= side
+        size = math.prod(shape, start=dtype.itemsize)
         if dtype.hasobject or min(shape, default=0) < 0 or file.tell() + size != member.file_size:
             name = escape(member.filename)
             fault = "objects" if dtype.hasobject else "less or more than it declares"
             raise DataError(f"{what}: {name} holds {fault}: write it again with numpy.savez and plain arrays")
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    with open_member(archive, member) as file:
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 
 
 def _images(images: NDArray[Any], what: str) -> NDArray[Any]:

@@ -12,7 +12,7 @@ import tempfile
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from sfumato.data.decode import BadPicture
 
-__all__ = ["Pixels", "Progress", "cache_folder", "digest", "each", "fill", "load", "store"]
+__all__ = ["Pixels", "Progress", "cache_folder", "digest", "each", "fill", "lacking", "load", "store"]
 
 VERSION = 1  # raise when decoding changes what a picture becomes
 LEFTOVER = 3600  # seconds without a write after which a temporary folder belongs to nobody
@@ -39,6 +39,7 @@ class Pixels(NamedTuple):
     images: NDArray[Any]
     rows: list[int]
     bad: list[tuple[int, str]]
+    passing: bool = False  # some are missing that may be there another time: not to be believed then
 
 
 def cache_folder() -> Path:
@@ -91,19 +92,19 @@ def fill(
 ) -> Pixels:
     """Decodes `rows` to memory, or one after the other into `file` (an empty .npy), in order, without the bad ones."""
 
-    def attempt(row: int) -> NDArray[Any] | str:
+    def attempt(row: int) -> NDArray[Any] | BadPicture:
         try:
             return decode(row)
         except BadPicture as reason:
-            return str(reason)
+            return reason
 
     out: NDArray[Any] = np.empty((len(rows) if file is None else 0, *shape), dtype)
     good: list[int] = []
-    bad: list[tuple[int, str]] = []
+    bad: list[tuple[int, BadPicture]] = []
     if file is not None:
         _npy_header(file, (len(rows), *shape), dtype)
     for row, pixels in zip(rows, each(attempt, rows, progress), strict=True):
-        if isinstance(pixels, str):
+        if isinstance(pixels, BadPicture):
             bad.append((row, pixels))
             continue
         if file is None:
@@ -113,7 +114,16 @@ def fill(
         good.append(row)
     if file is not None:
         _npy_header(file, (len(good), *shape), dtype)
-    return Pixels(out[: len(good)], good, bad)
+    return lacking(Pixels(out[: len(good)], good, []), bad)
+
+
+def lacking(pixels: Pixels, bad: Iterable[tuple[int, BadPicture]]) -> Pixels:
+    """The same, with more that could not be had."""
+    bad = list(bad)
+    return pixels._replace(
+        bad=sorted(pixels.bad + [(row, str(reason)) for row, reason in bad]),
+        passing=pixels.passing or any(reason.passing for _, reason in bad),
+    )
 
 
 def _npy_header(file: BinaryIO, shape: tuple[int, ...], dtype: type) -> None:
@@ -126,28 +136,41 @@ def _npy_header(file: BinaryIO, shape: tuple[int, ...], dtype: type) -> None:
 
 @dataclass(frozen=True)
 class Entry:
-    """A folder of the cache: images.npy, and index.json (which rows of the source it holds, why not the rest)."""
+    """A folder of the cache: images.npy, and index.json (which rows of the source it holds, why not the rest), sealed
+    together with the shape of the array by a hash."""
 
     folder: Path
 
     def read(self) -> Pixels | None:
         """What is kept here, or None if nothing whole is."""
         try:
-            index = json.loads((self.folder / "index.json").read_text())
+            index = json.loads((self.folder / "index.json").read_bytes())
             path = self.folder / "images.npy"
-            if path.stat().st_size != index["bytes"]:
+            size = path.stat().st_size
+            images = np.load(path, mmap_mode=None if size <= IN_MEMORY else "r", allow_pickle=False)
+            if index.pop("seal") != _seal(index, images.shape, images.dtype, size):
                 return None
-            images = np.load(path, mmap_mode=None if index["bytes"] <= IN_MEMORY else "r", allow_pickle=False)
-            pixels = Pixels(images, index["rows"], [(int(row), str(why)) for row, why in index["bad"]])
-            os.utime(self.folder)
-        except (OSError, ValueError, KeyError, TypeError):
+            return Pixels(images, index["rows"], [(row, why) for row, why in index["bad"]], index["passing"])
+        except Exception:  # damage can look like anything
             return None
-        return pixels if len(pixels.rows) == len(images) else None
+
+    def write(self, pixels: Pixels, size: int) -> None:
+        """The index of an array that lies here in `size` bytes."""
+        index = {"version": VERSION, "rows": pixels.rows, "bad": pixels.bad, "passing": pixels.passing}
+        shape = (len(pixels.rows), *pixels.images.shape[1:])
+        with open(self.folder / "index.json", "wb") as file:
+            file.write(json.dumps({**index, "seal": _seal(index, shape, pixels.images.dtype, size)}).encode())
+            _flush(file)
+
+
+def _seal(index: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> str:
+    return digest([json.dumps([index, shape, dtype.str, size], sort_keys=True)])
 
 
 def load(name: str) -> Pixels | None:
-    """The cache entry `name`, if it is there and whole."""
-    return Entry(cache_folder() / name).read()
+    """The cache entry `name`, if it is there, whole and to be believed."""
+    kept = Entry(cache_folder() / name).read()
+    return None if kept is None or kept.passing else kept
 
 
 def store(name: str, size: int, build: Callable[[BinaryIO | None], Pixels]) -> Pixels:
@@ -183,11 +206,9 @@ def _write(temporary: Path, final: Path, build: Callable[[BinaryIO | None], Pixe
         pixels = build(file)
         _flush(file)
         size = os.fstat(file.fileno()).st_size
-    with open(temporary / "index.json", "w+b") as file:
-        file.write(json.dumps({"version": VERSION, "bytes": size, "rows": pixels.rows, "bad": pixels.bad}).encode())
-        _flush(file)
+    Entry(temporary).write(pixels, size)
     sync_folder(temporary)
-    if final.exists() and Entry(final).read() is None:
+    if final.exists() and load(final.name) is None:
         shutil.rmtree(final, ignore_errors=True)
     try:
         os.rename(temporary, final)

@@ -101,7 +101,8 @@ def check(
 
 def _look(source: Encoded) -> _Seen:
     head = header(source)
-    pixels = _plain(picture(source))
+    with picture(source) as image:
+        pixels = _plain(image)
     code = hashlib.blake2b(repr((pixels.shape, pixels.dtype.str)).encode() + pixels.tobytes(), digest_size=16)
     step = max(1, min(pixels.shape[:2]) // 64)
     spread = float(pixels[::step, ::step].std(axis=(0, 1)).max()) * 255 / np.iinfo(pixels.dtype).max

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +13,13 @@ from numpy.typing import NDArray
 
 from sfumato.data.decode import Encoded
 from sfumato.data.options import DataError, DataOptions, Skipped, escape, nearest, shortlist
+from sfumato.data.watch import Files
 
 __all__ = ["Labels", "Records", "captions", "choose", "labels", "select", "unmirrorable"]
 
 Column = Sequence[Any]
 FOLDER, SIDECAR, NAMES = "folder", "sidecar", "names"  # columns that only some sources have
+CAPTION_CAP = 1 << 16  # characters
 SIDED = re.compile(r"\b(left|right|leftwards?|rightwards?|(anti|counter)?-?clockwise)\b", re.IGNORECASE)
 
 
@@ -33,6 +36,7 @@ class Records:
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
     rows: Sequence[int] = ()  # the row of the source of each example
+    files: Files | None = None  # of the rows of the source, or one for all
 
     def __post_init__(self) -> None:
         if len(self.rows) != len(self.names):
@@ -44,6 +48,15 @@ class Records:
     def encoded(self, i: int) -> Encoded:
         """The picture of example i."""
         return self.read(self.rows[i])
+
+    def changed(self, i: int) -> bool:
+        """Whether the file of example i is another one by now, where it has one of its own."""
+        return self.files is not None and not self.files.shared and self.files.differs(self.rows[i]) is not None
+
+    def refuse_changed(self) -> None:
+        """Raises DataError if a file that holds many examples was changed since it was listed."""
+        if self.files is not None and self.files.shared and self.files.changes(()):
+            raise DataError(f"{self.what} was changed while it was read: start again when it is complete")
 
     def take(self, keep: Sequence[int]) -> Records:
         """Only these examples."""
@@ -108,7 +121,7 @@ def labels(records: Records, wanted: str | None) -> Labels | None:
     if len(numbers) < len(found):
         found, numbers = [str(value) for value in found], []
     if numbers and min(numbers) >= 0 and max(numbers) < len(records.classes):
-        return Labels(np.array(numbers, np.int64), records.classes, rows)
+        return Labels(np.array(numbers, np.int64), tuple(map(escape, records.classes)), rows)
     names, values = np.unique(np.array(found), return_inverse=True)
     return Labels(values.astype(np.int64), tuple(str(name) for name in names), rows)
 
@@ -121,12 +134,13 @@ def captions(records: Records, wanted: str | None) -> list[str] | None:
         wanted = next((name for name in ("text", "caption", SIDECAR) if name in records.columns), None)
         if wanted is None:
             return None
-    return ["" if _missing(value) else str(value).strip() for value in _column(records, wanted, "captions")]
+    clean = cache(lambda text: text[:CAPTION_CAP].strip())  # equal captions are one text in memory
+    return ["" if _missing(value) else clean(str(value)) for value in _column(records, wanted, "captions")]
 
 
 def unmirrorable(texts: Sequence[str] | None, classes: Sequence[str]) -> str | None:
     """Why a mirror would turn these examples into lies, if it would."""
-    side = next((text for text in texts or () if SIDED.search(text)), None)
+    side = next((text for text in dict.fromkeys(texts or ()) if SIDED.search(text)), None)
     if side is not None:
         return f'not mirrored: captions name a side, as in "{escape(side[:60])}"'
     if classes and all(len(name) == 1 for name in classes):
@@ -148,7 +162,7 @@ def _missing(value: object) -> bool:
 
 def _label(value: Any, what: str, name: str) -> int | str:
     if isinstance(value, bool | np.bool_ | str):
-        return str(value)
+        return escape(str(value))
     if isinstance(value, int | np.integer):
         return int(value)
     if isinstance(value, float | np.floating) and float(value).is_integer():

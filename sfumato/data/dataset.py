@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfumato.core.random import Seeds, key
 from sfumato.data.options import DataError, Skipped
+from sfumato.data.watch import Files
 
 __all__ = ["Dataset", "scaled"]
 
@@ -39,6 +40,7 @@ class Dataset:
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()  # what the user should know about how the data was read
     fingerprint: str = ""  # changes when the pictures or the way they are read change
+    files: Files | None = None  # what was read, to see whether it is still there
     rows: Ints = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self) -> None:
@@ -81,6 +83,12 @@ class Dataset:
             out["mask"] = _mirror(torch.from_numpy(self.masks[rows]).float()[:, None], which)
         return out
 
+    def changes(self) -> tuple[Skipped, ...]:
+        """Examples whose files are gone or were changed since the data was opened, by name; where one file holds many
+        examples, that file; one entry if all is lost. Examples themselves do not change: they were decoded before.
+        Looks at every file once without opening it, and never raises."""
+        return () if self.files is None else self.files.changes(self.names)
+
     @cached_property
     def _labels(self) -> Ints:
         return np.zeros(len(self), np.int64) if self.labels is None else self.labels
@@ -101,6 +109,7 @@ class Dataset:
             captions=pick(self.captions),
             families=pick(self.families),
             labels=None if self.labels is None else self.labels[indices],
+            files=None if self.files is None else self.files.take(indices.tolist()),
         )
 
     def split(self, holdout: float, seed: int = 0) -> tuple[Dataset, Dataset]:

@@ -2,31 +2,66 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from sfumato.data.fit import Plan, conform, has_alpha
+from sfumato.data.options import escape
 
-__all__ = ["EXTENSIONS", "BadPicture", "Encoded", "Header", "decode", "header", "picture"]
+__all__ = [
+    "BYTE_CAP",
+    "EXTENSIONS",
+    "BadPicture",
+    "Encoded",
+    "Header",
+    "Member",
+    "decode",
+    "header",
+    "open_file",
+    "picture",
+    "room",
+]
 
-Encoded = bytes | Path | NDArray[Any]  # what a source hands over for one example
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 PIXEL_CAP = 64_000_000
-BYTE_CAP = 1 << 29
+BYTE_CAP = 1 << 28
 GRAY = ("1", "L", "LA", "La")
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+LASTING = (errno.EACCES, errno.EPERM)  # the file must change before it can be read
+NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO would wait for ever
 
 
 class BadPicture(Exception):
-    """Why a picture cannot be used."""
+    """Why a picture cannot be used; `passing` if the same bytes may be readable another time."""
+
+    def __init__(self, reason: str, *, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
+
+
+@dataclass(frozen=True)
+class Member:
+    """A picture inside of an archive: what it declares to be unpacked, in bytes, and how to open it."""
+
+    size: int
+    open: Callable[[], BinaryIO]
+
+
+Encoded = bytes | Path | Member | NDArray[Any]  # what a source hands over for one example
 
 
 class Header(NamedTuple):
@@ -42,55 +77,85 @@ class Header(NamedTuple):
         return self.mode.startswith("I;16")
 
 
+class _Budget:
+    """Lets threads in while the sum of their needs stays within `limit`; whoever needs more goes alone."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used, self.free = limit, 0, threading.Condition()
+
+    @contextmanager
+    def take(self, need: int) -> Iterator[None]:
+        need = min(need, self.limit)
+        with self.free:
+            self.free.wait_for(lambda: self.used + need <= self.limit)
+            self.used += need
+        try:
+            yield
+        finally:
+            with self.free:
+                self.used -= need
+                self.free.notify_all()
+
+
+# Memory does not grow with the number of threads: together they hold no more than the largest picture allowed. Taken
+# in this order, so that they cannot wait for each other.
+BYTES, PIXELS = _Budget(BYTE_CAP), _Budget(PIXEL_CAP)
+
+
+def room(packed: int) -> int:
+    """Bytes that so many packed bytes may unpack to: pictures hardly shrink when they are packed, bombs do."""
+    return max(BYTE_CAP, 100 * packed)
+
+
 def header(source: Encoded) -> Header:
     """Size and mode without decoding. Raises BadPicture."""
-    with _Opened(source) as image:
+    with _opened(source) as image:
         turned = image.format != "TIFF" and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # PIL turns TIFF itself
         size = image.size[::-1] if turned else image.size
         return Header(size, image.mode, image.mode in GRAY or image.mode.startswith("I;16"), has_alpha(image))
 
 
-def picture(source: Encoded, at_least: tuple[int, int] | None = None) -> Image.Image:
+@contextmanager
+def picture(source: Encoded, at_least: tuple[int, int] | None = None) -> Iterator[Image.Image]:
     """The decoded picture, upright, first frame. A JPEG many times larger than `at_least` is decoded at a fraction of
-    its size. Raises BadPicture."""
-    with _Opened(source, verify=True) as image:
+    its size. Raises BadPicture, also for what fails inside."""
+    with _opened(source, whole=True) as image:
         if at_least is not None and image.format == "JPEG":
             image.draft(None, (4 * max(at_least), 4 * max(at_least)))
-        image.load()
-        return ImageOps.exif_transpose(image)
+        with PIXELS.take(image.width * image.height):
+            image.load()
+            yield ImageOps.exif_transpose(image)
 
 
 def decode(source: Encoded, plan: Plan) -> NDArray[Any]:
     """(H, W, C) of the plan. Raises BadPicture."""
-    image = picture(source, plan.size)
-    try:
+    with picture(source, plan.size) as image:
         return conform(image, plan)
-    except (OSError, ValueError) as error:
-        raise BadPicture(_reason(error)) from error
 
 
-class _Opened:
+@contextmanager
+def _opened(source: Encoded, *, whole: bool = False) -> Iterator[Image.Image]:
     """An image opened lazily; whatever goes wrong inside becomes a BadPicture with a reason for humans."""
-
-    def __init__(self, source: Encoded, *, verify: bool = False) -> None:
-        self.source, self.verify = source, verify
-
-    def __enter__(self) -> Image.Image:
-        self.file: BinaryIO | None = None
-        try:
-            if isinstance(self.source, np.ndarray):
-                return from_array(self.source)
-            self.file = _file(self.source, whole=self.verify)
-            return _open(self.file, verify=self.verify)
-        except Exception as error:
-            self.__exit__(type(error), error)
-            raise
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
-        if self.file is not None:
-            self.file.close()
-        if isinstance(error, Exception) and not isinstance(error, BadPicture | MemoryError):
-            raise BadPicture(_reason(error)) from error
+    try:
+        with ExitStack() as stack:
+            if isinstance(source, np.ndarray):
+                yield from_array(source)
+                return
+            file, size = _file(source)
+            stack.enter_context(file)
+            if size > BYTE_CAP:
+                raise BadPicture(f"{size / 1e6:,.0f} MB, more than the cap of {BYTE_CAP / 1e6:,.0f} MB")
+            if not size:
+                raise BadPicture("empty file")
+            stack.enter_context(BYTES.take(size))
+            if whole or isinstance(source, Member):  # archives may hold more than they declare: never read on
+                file = io.BytesIO(file.read(size + 1))
+            yield _image(file, whole=whole)
+    except (BadPicture, MemoryError):
+        raise
+    except Exception as error:
+        passing = isinstance(error, OSError) and error.errno is not None and error.errno not in LASTING
+        raise BadPicture(_reason(error), passing=passing) from error
 
 
 def from_array(pixels: NDArray[Any]) -> Image.Image:
@@ -98,32 +163,44 @@ def from_array(pixels: NDArray[Any]) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 
 
-def _file(source: bytes | Path, *, whole: bool) -> BinaryIO:
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file, opened without ever waiting for it. Raises OSError, and BadPicture for anything else."""
+    handle = os.open(path, os.O_RDONLY | NO_WAITING)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise BadPicture("not a regular file", passing=True)
+    return os.fdopen(handle, "rb")
+
+
+def _file(source: bytes | Path | Member) -> tuple[BinaryIO, int]:
+    """(file, bytes)."""
     if isinstance(source, Path):
-        info = os.stat(source)
-        if not stat.S_ISREG(info.st_mode):
-            raise BadPicture("not a regular file")
-        if info.st_size > BYTE_CAP:
-            raise BadPicture(f"{info.st_size / 1e6:,.0f} MB, more than the cap of {BYTE_CAP / 1e6:,.0f} MB")
-        if not whole:
-            return open(source, "rb")
-        source = source.read_bytes()
-    if not source:
-        raise BadPicture("empty file")
-    return io.BytesIO(source)
+        file = open_file(source)
+        return file, os.fstat(file.fileno()).st_size
+    if isinstance(source, Member):
+        return source.open(), source.size
+    return io.BytesIO(source), len(source)
 
 
-def _open(file: BinaryIO, *, verify: bool) -> Image.Image:
+def _image(file: BinaryIO, *, whole: bool) -> Image.Image:
     image = Image.open(file, formats=FORMATS)
-    if image.width * image.height > PIXEL_CAP:
+    if max(image.width * image.height, _tile(image)) > PIXEL_CAP:
         raise BadPicture(_too_large(image.size))
     if not (image.mode in GRAY or image.mode in COLOUR or image.mode.startswith("I;16")):
         raise BadPicture(f"pixels of the kind {image.mode} are not supported: save it as 8-bit or 16-bit")
-    if verify and image.format == "PNG":  # PIL checks the checksums of compressed data only here
+    if whole and image.format == "PNG":  # PIL checks the checksums of compressed data only here
         image.verify()
         file.seek(0)
         image = Image.open(file, formats=FORMATS)
     return image
+
+
+def _tile(image: Image.Image) -> int:
+    """Pixels of one tile of a TIFF: it may be larger than the picture, and is unpacked whole."""
+    if not isinstance(image, TiffImageFile):
+        return 0
+    wide, high = image.tag_v2.get(322), image.tag_v2.get(323)
+    return wide * high if isinstance(wide, int) and isinstance(high, int) else 0
 
 
 def _too_large(size: tuple[int, int] | None) -> str:
@@ -138,5 +215,5 @@ def _reason(error: Exception) -> str:
         return "not a picture, or one of an unknown format"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read ({os.strerror(error.errno).lower()})"
-    text = str(error) or type(error).__name__
-    return f"damaged ({' '.join(text.split())[:120]})"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"damaged ({escape(text[:120])})"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import itertools
 import json
 import os
 import re
@@ -13,15 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sfumato.data.columns import FOLDER, NAMES, SIDECAR, Column, Records
-from sfumato.data.decode import EXTENSIONS
-from sfumato.data.options import DataError, Skipped, escape, nearest, need, shortlist
+from sfumato.data.arrow import open_shard, plain_columns
+from sfumato.data.columns import CAPTION_CAP, FOLDER, NAMES, SIDECAR, Column, Records
+from sfumato.data.decode import EXTENSIONS, BadPicture, open_file
+from sfumato.data.options import DataError, Skipped, escape, nearest, shortlist
+from sfumato.data.watch import Files, stamp
 
-__all__ = ["SPLITS", "folder", "json_lines", "words"]
+__all__ = ["SPLITS", "folder", "json_lines", "unique", "words"]
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SPLITS = {"train", "test", "val", "valid", "validation", "dev"}
-CAPTION_CAP = 1 << 16
+LINE_CAP = 1 << 20  # of a metadata file
 
 
 @dataclass
@@ -29,14 +33,16 @@ class _Tree:
     """What a walk found."""
 
     pictures: list[str] = field(default_factory=list)  # relative paths, as the system spells them
-    stats: dict[str, os.stat_result] = field(default_factory=dict)
+    stamps: dict[str, str] = field(default_factory=dict)
     texts: set[str] = field(default_factory=set)
     metadata: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)  # extensions that are no pictures
-    skipped: list[Skipped] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)  # that are called like pictures
+    bad: dict[str, str] = field(default_factory=dict)  # relative path: reason
 
-    def skip(self, name: str, reason: str) -> None:
-        self.skipped.append(Skipped(escape(name), reason))
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        return tuple(sorted(Skipped(escape(name), reason) for name, reason in self.bad.items()))
 
 
 def folder(root: Path) -> Records:
@@ -48,68 +54,79 @@ def folder(root: Path) -> Records:
             f"no pictures in {what}: looked for {', '.join(e[1:] for e in EXTENSIONS)} files in it and its "
             f"sub-folders, and found {_found(tree)}"
         )
-    columns, missing = _columns(root, tree)
-    tree.skipped.extend(missing)
+    columns = _columns(root, tree)
     paths = [root / name for name in tree.pictures]
+    stamps = tuple(tree.stamps[name] for name in tree.pictures)
     return Records(
         what=what,
-        names=_unique(tree.pictures),
+        names=unique(tree.pictures),
         read=paths.__getitem__,
         columns=columns,
-        stamps=(os.path.realpath(root), *(_stamp(tree.stats[name]) for name in tree.pictures)),
-        skipped=tuple(sorted(tree.skipped)),
+        stamps=(os.path.realpath(root), *stamps),
+        files=Files(what, os.path.abspath(root), tuple(tree.pictures), stamps),
+        skipped=tree.skipped,
     )
 
 
 def _walk(root: Path) -> _Tree:
+    """Folders in the order of their names, each one once, links followed."""
     tree = _Tree()
     seen: set[tuple[int, int]] = set()
-    for path, below, files in os.walk(root, followlinks=True, onerror=lambda error: _unreadable(root, error, tree)):
-        info = os.stat(path)
+    ahead = [""]
+    while ahead:
+        place = ahead.pop()
+        try:
+            info = os.stat(root / place)
+            with os.scandir(root / place) as entries:
+                found = sorted((entry for entry in entries if not _hidden(entry.name)), key=lambda entry: entry.name)
+        except OSError as error:
+            if not place:
+                raise
+            tree.bad[place] = _unreadable(error)
+            continue
         if (info.st_dev, info.st_ino) in seen:
-            below.clear()
-            tree.skip(os.path.relpath(path, root), "is a link to a folder that was read already")
+            tree.bad[place] = "is a link to a folder that was read already"
             continue
         seen.add((info.st_dev, info.st_ino))
-        for name in below:
-            if name.lower().endswith(EXTENSIONS):
-                tree.skip(os.path.relpath(os.path.join(path, name), root), "is a folder, not a picture")
-        below[:] = sorted(name for name in below if not _hidden(name))
-        for name in files:
-            if not _hidden(name):
-                _sort_out(tree, root, os.path.relpath(os.path.join(path, name), root))
+        below = [entry.name for entry in found if not _sort_out(tree, entry, os.path.join(place, entry.name))]
+        ahead += [os.path.join(place, name) for name in reversed(below)]
     tree.pictures.sort(key=os.fsencode)
+    for name in tree.folders:
+        if not any(picture.startswith(name + os.sep) for picture in tree.pictures):
+            tree.bad.setdefault(name, "is a folder, not a picture")
     return tree
 
 
-def _sort_out(tree: _Tree, root: Path, name: str) -> None:
-    """One file into its drawer. Nothing is opened here: a FIFO would wait for ever."""
-    base, extension = os.path.split(name)[1].lower(), os.path.splitext(name)[1].lower()
-    if extension in EXTENSIONS:
-        try:
-            info = os.stat(root / name)
-        except OSError as error:
-            link = os.path.islink(root / name)
-            tree.skip(name, "is a broken link" if link else f"cannot be read ({os.strerror(error.errno or 0).lower()})")
-            return
+def _sort_out(tree: _Tree, entry: os.DirEntry[str], name: str) -> bool:
+    """One file into its drawer; False for a folder. Nothing is opened here: a FIFO would wait for ever."""
+    base, extension = entry.name.lower(), os.path.splitext(entry.name)[1].lower()
+    try:
+        info = os.stat(entry.path)
+    except OSError as error:
+        if extension in EXTENSIONS or base in METADATA:
+            tree.bad[name] = "is a broken link" if entry.is_symlink() else _unreadable(error)
+        return True
+    if stat.S_ISDIR(info.st_mode):
+        if extension in EXTENSIONS:
+            tree.folders.append(name)
+        return False
+    if extension in EXTENSIONS or base in METADATA:
         if not stat.S_ISREG(info.st_mode):
-            tree.skip(name, "is not a regular file")
-            return
-        tree.pictures.append(name)
-        tree.stats[name] = info
-    elif base in METADATA:
-        tree.metadata.append(name)
+            tree.bad[name] = "is not a regular file"
+        elif extension in EXTENSIONS:
+            tree.pictures.append(name)
+            tree.stamps[name] = stamp(info)
+        else:
+            tree.metadata.append(name)
     elif extension == ".txt":
         tree.texts.add(name)
     else:
         tree.others[extension or "(no extension)"] += 1
+    return True
 
 
-def _unreadable(root: Path, error: OSError, tree: _Tree) -> None:
-    name = os.path.relpath(error.filename, root)
-    if name == ".":
-        raise DataError(f'the folder "{escape(root)}" cannot be read ({error.strerror}): check its permissions')
-    tree.skip(name, f"cannot be read ({(error.strerror or '').lower()})")
+def _unreadable(error: OSError) -> str:
+    return f"cannot be read ({os.strerror(error.errno or 0).lower()})"
 
 
 def _hidden(name: str) -> bool:
@@ -121,15 +138,11 @@ def _found(tree: _Tree) -> str:
     kinds = [f"{n:,} {extension} file{'s' * (n > 1)}" for extension, n in tree.others.most_common()]
     if tree.texts:
         kinds.append(f"{len(tree.texts):,} .txt file{'s' * (len(tree.texts) > 1)}")
-    kinds += [f"{entry.name} ({entry.reason})" for entry in tree.skipped]
+    kinds += [f"{name} ({reason})" for name, reason in tree.skipped]
     return shortlist(kinds, 5) if kinds else "nothing"
 
 
-def _stamp(info: os.stat_result) -> str:
-    return f"{info.st_size} {info.st_mtime_ns} {info.st_ctime_ns}"
-
-
-def _unique(names: list[str]) -> tuple[str, ...]:
+def unique(names: list[str]) -> tuple[str, ...]:
     """Escaped with forward slashes; two names that look the same once escaped are told apart by a number."""
     seen: Counter[str] = Counter()
     out = []
@@ -140,7 +153,7 @@ def _unique(names: list[str]) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _columns(root: Path, tree: _Tree) -> tuple[dict[str, Column], list[Skipped]]:
+def _columns(root: Path, tree: _Tree) -> dict[str, Column]:
     columns: dict[str, Column] = {NAMES: [words(name) for name in tree.pictures]}
     tops = [name.split(os.sep)[:-1] for name in tree.pictures]
     if any(tops) and {top[0].lower() for top in tops if top} <= SPLITS and all(tops):
@@ -151,10 +164,10 @@ def _columns(root: Path, tree: _Tree) -> tuple[dict[str, Column], list[Skipped]]
     sidecars = [os.path.splitext(name)[0] + ".txt" for name in tree.pictures]
     if tree.texts.intersection(sidecars):
         columns[SIDECAR] = [_caption(root / name) if name in tree.texts else "" for name in sidecars]
-    rows, missing = _metadata(root, tree)
+    rows = _metadata(root, tree)
     for name in sorted({key for row in rows.values() for key in row} - {"file_name"}):
         columns[name] = [rows.get(picture, {}).get(name) for picture in tree.pictures]
-    return columns, missing
+    return columns
 
 
 def words(name: str) -> str:
@@ -165,18 +178,17 @@ def words(name: str) -> str:
 
 def _caption(path: Path) -> str:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return ""
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return " ".join(file.read(CAPTION_CAP).decode("utf-8-sig", "replace").split())
-    except OSError:
+    except (OSError, BadPicture):
         return ""
 
 
-def _metadata(root: Path, tree: _Tree) -> tuple[dict[str, dict[str, Any]], list[Skipped]]:
-    """Rows of all metadata files by the picture they describe; `file_name` counts from the metadata file's folder."""
+def _metadata(root: Path, tree: _Tree) -> dict[str, dict[str, Any]]:
+    """Rows of all metadata files by the picture they describe; `file_name` counts from the metadata file's folder.
+    Pictures that are not there become bad."""
     rows: dict[str, dict[str, Any]] = {}
-    missing, known = [], set(tree.pictures)
+    known = set(tree.pictures)
     for name in sorted(tree.metadata):
         for place, row in _rows(root / name):
             if "file_name" not in row:
@@ -188,38 +200,57 @@ def _metadata(root: Path, tree: _Tree) -> tuple[dict[str, dict[str, Any]], list[
             if picture in known:
                 rows[picture] = row
             else:
-                missing.append(Skipped(escape(str(row["file_name"])), f"is named in {escape(name)} but is not there"))
-    return rows, missing
+                tree.bad.setdefault(picture, f"is named in {escape(name)} but is not there")
+    return rows
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, row) of a metadata file."""
     try:
-        if path.suffix == ".parquet":
-            table = need("pyarrow.parquet", "parquet", "reading metadata.parquet").read_table(path)
-            yield from ((f"row {i}", row) for i, row in enumerate(table.to_pylist()))
-        elif path.suffix == ".csv":
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                yield from ((f"line {i}", row) for i, row in enumerate(csv.DictReader(file, strict=True), 2))
+        if path.suffix.lower() == ".parquet":
+            columns = plain_columns(open_shard(path, "reading metadata.parquet"))
+            rows = zip(*columns.values(), strict=True)
+            yield from ((f"row {i}", dict(zip(columns, row, strict=True))) for i, row in enumerate(rows))
+        elif path.suffix.lower() == ".csv":
+            yield from _csv_rows(path)
         else:
             yield from json_lines(path)
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f'"{escape(path)}" cannot be read ({error}): repair it or take it away') from error
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow's errors share no base with a promise
+        raise DataError(f'"{escape(path)}" cannot be read ({escape(str(error))}): repair it or take it away') from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with open_file(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+        for i in itertools.count(1):
+            line = file.readline(LINE_CAP)
+            if len(line) == LINE_CAP:
+                raise DataError(f'"{escape(path)}", line {i}: is longer than {LINE_CAP:,} characters: shorten it')
+            if not line:
+                return
+            yield line
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for i, row in enumerate(csv.DictReader(_lines(path), strict=True), 2):
+        if None in row:
+            raise ValueError(f"line {i} has more values than there are columns: put text with commas in quotes")
+        yield f"line {i}", row
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, object) of each line of a JSON lines file."""
-    with open(path, encoding="utf-8-sig") as file:
-        for i, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f'"{escape(path)}", line {i}: is not JSON ({error}): repair the line') from error
-            if not isinstance(row, dict):
-                raise DataError(
-                    f'"{escape(path)}", line {i}: must be an object in braces, such as '
-                    '{"file_name": "a.png", "text": "a fox"}'
-                )
-            yield f"line {i}", row
+    for i, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f'"{escape(path)}", line {i}: is not JSON ({error}): repair the line') from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f'"{escape(path)}", line {i}: must be an object in braces, such as '
+                '{"file_name": "a.png", "text": "a fox"}'
+            )
+        yield f"line {i}", row

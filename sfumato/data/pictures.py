@@ -7,11 +7,13 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,8 @@ from sfumato.data.options import DataError, escape
 __all__ = ["Settings", "grid", "read_settings", "save_png", "to_pil", "to_uint8"]
 
 VERSION = 1
-TEXT_CAP = 1 << 20
+TEXT_CAP = 1 << 20  # bytes
+CHUNKS_CAP = 1 << 18  # of 8 kB each: 2 GB
 WORDS = ("prompt", "negative", "label", "labels", "text", "classes")  # fields that may contain a slash
 LINE = {
     "Steps": "steps",
@@ -34,7 +37,7 @@ LINE = {
     "Size": "size",
     "Model": "model",
 }
-PAIR = re.compile(r'\s*([\w][\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+PAIR = re.compile(r'\s{0,8}([\w][\w \-/]{0,60}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,13 @@ def save_png(path: str | os.PathLike[str], image: Image.Image | NDArray[Any], se
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The fields of `Settings` that a PNG carries, from our own chunk or else from `parameters`. Raises DataError."""
+    """The fields of `Settings` that a PNG carries, from our own chunk or else from `parameters`. Raises DataError. No
+    pixel is decoded."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            text = {name: str(value) for name, value in image.info.items() if name in ("sfumato", "parameters")}
-            if not text:
-                image.load()  # text may follow the pixels
-                text = {name: str(value) for name, value in image.info.items() if name in ("sfumato", "parameters")}
-        if any(len(value) > TEXT_CAP for value in text.values()):
-            raise ValueError("its text is too long")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("it is not a regular file")
+        with open(path, "rb") as file:
+            text = dict(_texts(file))
         if "sfumato" in text:
             return _from_json(text["sfumato"])
         if "parameters" in text:
@@ -115,6 +116,57 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             "that sfumato or a web UI has written"
         ) from error
     raise DataError(f'"{escape(path)}" carries no settings: give a PNG that was written without --no-metadata')
+
+
+def _texts(file: BinaryIO) -> Iterator[tuple[str, str]]:
+    """Keyword and text of the chunks with settings, wherever they are in the file. Raises ValueError."""
+    if file.read(8) != b"\x89PNG\r\n\x1a\n":
+        raise ValueError("it is not a PNG")
+    for _ in range(CHUNKS_CAP):
+        head = file.read(8)
+        kind, size = head[4:], int.from_bytes(head[:4])
+        if len(head) < 8 or kind == b"IEND":
+            return
+        if kind not in TEXTS:
+            file.seek(size + 4, os.SEEK_CUR)
+        elif size > TEXT_CAP:
+            raise ValueError("its text is too long")
+        else:
+            data, check = file.read(size), file.read(4)
+            keyword, _, rest = data.partition(b"\0")
+            if keyword in (b"sfumato", b"parameters"):
+                if zlib.crc32(kind + data).to_bytes(4) != check:
+                    raise ValueError("its text is damaged")
+                yield keyword.decode(), TEXTS[kind](rest)
+    raise ValueError("it has too many parts")
+
+
+def _plain_text(rest: bytes) -> str:
+    return rest.decode("latin-1")
+
+
+def _compressed_text(rest: bytes) -> str:
+    return _inflated(rest[1:]).decode("latin-1")
+
+
+def _international_text(rest: bytes) -> str:
+    """Compression flag and method, language, translated keyword, text (PNG 11.3.4.5)."""
+    text = rest[2:].split(b"\0", 2)[2]
+    return (_inflated(text) if rest[:1] == b"\1" else text).decode()
+
+
+def _inflated(data: bytes) -> bytes:
+    work = zlib.decompressobj()
+    try:
+        text = work.decompress(data, TEXT_CAP)
+    except zlib.error as error:
+        raise ValueError(f"its text is damaged ({error})") from None
+    if not work.eof:
+        raise ValueError("its text is too long, or cut off")
+    return text
+
+
+TEXTS = {b"tEXt": _plain_text, b"zTXt": _compressed_text, b"iTXt": _international_text}
 
 
 def scrub(value: Any, key: str = "") -> Any:
@@ -156,9 +208,32 @@ def _quoted(value: object) -> str:
 
 def _from_json(text: str) -> dict[str, Any]:
     found = json.loads(text)
-    if not isinstance(found, dict) or found.get("version") != VERSION:
+    if not isinstance(found, dict) or found.pop("version", None) != VERSION:
         raise ValueError("they are of another version of sfumato")
-    return {name: tuple(value) if name == "size" else value for name, value in found.items() if name != "version"}
+    for name, value in found.items():
+        if name not in KINDS or not isinstance(value, KINDS[name]) or not _moderate(value):
+            raise ValueError(f"{name[:40]} is not what sfumato writes there")
+    if "size" in found:
+        width, height = map(int, found["size"])
+        found["size"] = width, height
+    return found
+
+
+KINDS: dict[str, type | UnionType] = {
+    **dict.fromkeys(("model", "sampler", "prompt", "negative"), str),
+    **dict.fromkeys(("steps", "seed"), int),
+    "guidance": int | float,
+    "size": list,
+    "request": dict,
+}
+
+
+def _moderate(value: Any, depth: int = 8) -> bool:
+    """Neither deeper nor larger than anything that anyone asks for."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_moderate(one, depth - 1) for one in inner)
+    return not isinstance(value, int | float) or abs(value) < 2**64
 
 
 def _from_parameters(text: str) -> dict[str, Any]:
@@ -168,7 +243,7 @@ def _from_parameters(text: str) -> dict[str, Any]:
         lines, pairs = [*lines, last], []
     found: dict[str, Any] = {}
     for name, value in pairs:
-        value = json.loads(value) if value.startswith('"') else value.strip()
+        value = str(json.loads(value)) if value.startswith('"') else value.strip()
         if name in LINE:
             found[LINE[name]] = _number(LINE[name], value)
         else:
@@ -186,7 +261,10 @@ def _number(name: str, value: str) -> Any:
     if name == "size":
         width, height = value.split("x")
         return int(width), int(height)
-    return int(value) if name in ("steps", "seed") else float(value) if name == "guidance" else value
+    number = int(value) if name in ("steps", "seed") else float(value) if name == "guidance" else value
+    if not _moderate(number):
+        raise ValueError(f"{name} is out of range")
+    return number
 
 
 def _bare(picture: Image.Image) -> Image.Image:

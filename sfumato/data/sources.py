@@ -7,22 +7,25 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.data import arrays, glyphs, tables
-from sfumato.data.cache import Pixels, Progress, digest, each, fill, load, store
+from sfumato.data.cache import Pixels, Progress, digest, each, fill, lacking, load, store
 from sfumato.data.columns import Labels, Records, captions, select, unmirrorable
 from sfumato.data.dataset import Dataset
-from sfumato.data.decode import EXTENSIONS, BadPicture, Header, decode, header
+from sfumato.data.decode import EXTENSIONS, BadPicture, Encoded, Header, decode, header
 from sfumato.data.fit import Plan, natural_channels, natural_size
 from sfumato.data.folder import folder
 from sfumato.data.options import DataError, DataOptions, Skipped, escape, nearest, shortlist
+from sfumato.data.watch import Files
 
 __all__ = ["dataset", "listing", "open_data", "plan"]
 
+NAMED = 50  # bad pictures in a refusal
+T = TypeVar("T")
 EMBEDDED = ("digits", "glyphs", *(f"glyphs:{name}" for name in glyphs.SETS))
 
 
@@ -66,11 +69,13 @@ def _on_disk(name: str) -> Records | arrays.Arrays:
         ) from error
     kind = path.suffix.lower()
     if kind in EXTENSIONS:
+        files = Files.of(f'the picture "{escape(name)}"', [path])
         return Records(
-            what=f'the picture "{escape(name)}"',
+            what=files.what,
             names=(escape(path.name),),
             read=lambda i: path,
-            stamps=(os.path.realpath(path), str(path.stat().st_mtime_ns), str(path.stat().st_size)),
+            stamps=(os.path.realpath(path), *files.stamps),
+            files=files,
         )
     if kind in READERS:
         return READERS[kind](path)
@@ -132,9 +137,9 @@ def _assemble(
         raise DataError(
             f"{records.what}: {_count(skipped)} cannot be used and --strict refuses to skip "
             f"{'it' if len(skipped) == 1 else 'them'}: "
-            + "; ".join(f"{entry.name} ({entry.reason})" for entry in skipped[:20])
-            + ("; ..." if len(skipped) > 20 else "")
-            + ". Repair or remove them"
+            + "; ".join(f"{entry.name} ({entry.reason})" for entry in skipped[:NAMED])
+            + (f"; and {len(skipped) - NAMED:,} more" if len(skipped) > NAMED else "")
+            + ". Repair or remove them; sfumato data check lists them"
         )
     if not len(images):
         reasons = [f"{n} x {reason}" for reason, n in Counter(entry.reason for entry in skipped).most_common()]
@@ -152,6 +157,7 @@ def _assemble(
         skipped=skipped,
         notes=notes,
         fingerprint=fingerprint,
+        files=None if records.files is None else records.files.take(records.rows),
         **known,
     )
 
@@ -214,10 +220,10 @@ def _pixels(records: Records, options: DataOptions, progress: Progress | None) -
     if options.cache and (kept := load(name)) is not None:
         return kept
     heads = headers(records)
-    bad = [(i, head) for i, head in enumerate(heads) if isinstance(head, str)]
+    bad = [(i, head) for i, head in enumerate(heads) if isinstance(head, BadPicture)]
     good = [i for i, head in enumerate(heads) if isinstance(head, Header)]
     if not good:
-        return Pixels(np.empty((0, 1, 1, 1), np.uint8), [], bad)
+        return lacking(Pixels(np.empty((0, 1, 1, 1), np.uint8), [], []), bad)
     wanted = plan([head for head in heads if isinstance(head, Header)], options)
     channels = wanted.channels if options.channels else _probe(records, good, wanted)
     while True:
@@ -230,7 +236,7 @@ def _pixels(records: Records, options: DataOptions, progress: Progress | None) -
 def _decoded(
     records: Records,
     good: list[int],
-    bad: list[tuple[int, str]],
+    bad: list[tuple[int, BadPicture]],
     wanted: Plan,
     channels: int,
     name: str | None,
@@ -239,14 +245,15 @@ def _decoded(
     """With `channels` of the plan's; raises _Surprise where a picture has more."""
 
     def one(i: int) -> NDArray[Any]:
-        pixels = decode(records.encoded(i), wanted)
+        pixels = _read(records, i, lambda source: decode(source, wanted))
         if channels < wanted.channels and (used := natural_channels(pixels)) > channels:
             raise _Surprise(used)
         return pixels[..., :channels]
 
     def build(file: BinaryIO | None) -> Pixels:
         pixels = fill(one, good, (*wanted.row[:2], channels), wanted.dtype, progress, file)
-        return pixels._replace(bad=sorted(bad + pixels.bad))
+        records.refuse_changed()
+        return lacking(pixels, bad)
 
     return build(None) if name is None else store(name, len(good) * wanted.bytes, build)
 
@@ -258,22 +265,35 @@ def _probe(records: Records, good: list[int], wanted: Plan) -> int:
         if most == wanted.channels:
             break
         try:
-            most = max(most, natural_channels(decode(records.encoded(i), wanted)))
+            most = max(most, natural_channels(_read(records, i, lambda source: decode(source, wanted))))
         except BadPicture:
             continue
     return most
 
 
-def headers(records: Records) -> list[Header | str]:
+def headers(records: Records) -> list[Header | BadPicture]:
     """What each picture says of itself, or why it cannot be used."""
 
-    def one(i: int) -> Header | str:
+    def one(i: int) -> Header | BadPicture:
         try:
-            return header(records.encoded(i))
+            return _read(records, i, header)
         except BadPicture as reason:
-            return str(reason)
+            return reason
 
     return list(each(one, range(len(records))))
+
+
+def _read(records: Records, i: int, look: Callable[[Encoded], T]) -> T:
+    """What `look` finds in picture i. Raises BadPicture, also where it is no longer the file that was listed."""
+    try:
+        found = look(records.encoded(i))
+    except BadPicture as reason:
+        if reason.passing or not records.changed(i):
+            raise
+    else:
+        if not records.changed(i):
+            return found
+    raise BadPicture("was changed while it was read", passing=True)
 
 
 def plan(heads: Sequence[Header], options: DataOptions) -> Plan:

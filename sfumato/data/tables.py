@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import stat
 import threading
 import zipfile
 from collections import OrderedDict
@@ -14,17 +15,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sfumato.data.arrow import Shard, open_shard, plain_columns, unpack
 from sfumato.data.columns import FOLDER, NAMES, Column, Records
-from sfumato.data.decode import BYTE_CAP, EXTENSIONS, BadPicture, Encoded
-from sfumato.data.folder import SPLITS, words
+from sfumato.data.decode import EXTENSIONS, BadPicture, Encoded, Member, room
+from sfumato.data.folder import SPLITS, unique, words
 from sfumato.data.options import DataError, Skipped, escape, need, shortlist
+from sfumato.data.packed import open_member
+from sfumato.data.watch import Files
 
 __all__ = ["archive", "hugging_face", "parquet", "shards"]
 
-GROUP_CAP = 4 << 30  # bytes of one row group, held in memory while it is decoded
-GROUPS_KEPT = 3
+KEPT = 1 << 28  # bytes of row groups that stay in memory besides the last one
 IMAGE_NAMES = ("image", "img", "picture", "jpg", "png", "webp")
-MANIFEST_CAP = 1 << 28
+MANIFEST_CAP = 1 << 26
+UNIX = 3  # ZipInfo.create_system
 
 
 def shards(root: Path) -> list[Path]:
@@ -38,33 +42,30 @@ def shards(root: Path) -> list[Path]:
 
 def parquet(paths: Sequence[Path], what: str) -> Records:
     """Rows with encoded pictures (a struct of bytes and path, or a binary column); plain columns describe them."""
-    pq = need("pyarrow.parquet", "parquet", "reading .parquet")
     try:
-        files = [pq.ParquetFile(path) for path in paths]
-        schema = files[0].schema_arrow
+        files = Files.of(what, paths)
+        opened = [open_shard(path, "reading .parquet") for path in paths]
+        schema = opened[0].schema
         image = _image_column(schema, what)
-        groups = _Groups(files, image, what)
-        plain = [field.name for field in schema if field.name != image and _plain(field.type)]
-        tables = [file.read(columns=plain) for file in files]
-        columns: dict[str, Column] = {
-            name: [value for table in tables for value in table.column(name).to_pylist()] for name in plain
-        }
+        groups = _Groups(opened, image)
+        parts = [plain_columns(shard, without=image) for shard in opened]
+        columns: dict[str, Column] = {name: [value for part in parts for value in part[name]] for name in parts[0]}
         inner = groups.paths() if _is_struct(schema.field(image).type) else [None] * len(groups)
     except DataError:
         raise
     except Exception as error:  # pyarrow's errors share no base with a promise
         raise DataError(f"{what} cannot be read as .parquet ({_short(error)}): write it again") from error
-    if "split" not in columns and (sides := _sides(paths, files)):
+    if "split" not in columns and (sides := _sides(paths, opened)):
         columns["split"] = sides
     if all(inner):
         columns[NAMES] = [words(str(path)) for path in inner]
-    stamps = [f"{os.path.realpath(path)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
     return Records(
         what=what,
         names=_names(inner),
         read=groups.read,
         columns=columns,
-        stamps=tuple(stamps),
+        stamps=(*map(os.path.realpath, paths), *files.stamps),
+        files=files,
         classes=_class_names(schema.metadata or {}),
     )
 
@@ -88,58 +89,64 @@ def _is_struct(kind: Any) -> bool:
     return str(kind).startswith("struct<") and any(inner.name == "bytes" and _is_binary(inner.type) for inner in kind)
 
 
-def _plain(kind: Any) -> bool:
-    return str(kind).startswith(
-        ("int", "uint", "float", "double", "bool", "string", "large_string", "dictionary<values=string")
-    )
-
-
 class _Groups:
-    """Pictures by row, from the few row groups read last."""
+    """Pictures by row, from the row groups read last."""
 
-    def __init__(self, files: Sequence[Any], image: str, what: str) -> None:
-        self.files, self.image = files, image
-        self.struct = _is_struct(files[0].schema_arrow.field(image).type)
-        self.places = [(file, group) for file in files for group in range(file.num_row_groups)]
-        meta = [file.metadata.row_group(group) for file, group in self.places]
-        if any(group.total_byte_size > GROUP_CAP for group in meta):
-            raise DataError(f"{what} has row groups of more than {GROUP_CAP >> 30} GB: write it with smaller ones")
-        self.starts: list[int] = [0, *itertools.accumulate(group.num_rows for group in meta)]
-        self.kept: OrderedDict[int, list[Any]] = OrderedDict()
+    def __init__(self, shards: Sequence[Shard], image: str) -> None:
+        self.arrow = need("pyarrow", "parquet", "reading .parquet")
+        self.image, self.kind = image, shards[0].schema.field(image).type
+        self.places = [(shard, group) for shard in shards for group in shard.groups]
+        rows = [shard.metadata.row_group(group).num_rows for shard, group in self.places]
+        self.starts: list[int] = [0, *itertools.accumulate(rows)]
+        self.kept: OrderedDict[int, Any] = OrderedDict()
         self.lock = threading.Lock()
 
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def read(self, row: int) -> bytes:
+    def read(self, row: int) -> Member:
         place = bisect.bisect_right(self.starts, row) - 1
         with self.lock:
-            if place not in self.kept:
-                self.kept[place] = self._column(place, "bytes")
-                if len(self.kept) > GROUPS_KEPT:
-                    self.kept.popitem(last=False)
-            found = self.kept[place][row - self.starts[place]].as_py()
-        if found is None:
+            found = self._group(place)
+            if isinstance(found, str):
+                raise BadPicture(found)
+            cell = found[row - self.starts[place]].as_buffer()
+        if cell is None:
             raise BadPicture("the row holds no picture")
-        return bytes(found)
+        return Member(cell.size, lambda: self.arrow.BufferReader(cell))
+
+    def _group(self, place: int) -> Any:
+        """The encoded pictures of a row group, or why it cannot be read: that is kept too, not found out again."""
+        if place not in self.kept:
+            while len(self.kept) > 1 and sum(getattr(kept, "nbytes", 0) for kept in self.kept.values()) > KEPT:
+                self.kept.popitem(last=False)
+            try:
+                self.kept[place] = self.arrow.chunked_array(self._column(place, "bytes"))
+            except BadPicture as reason:
+                self.kept[place] = str(reason)
+        return self.kept[place]
 
     def paths(self) -> list[str | None]:
         """The path beside each picture's bytes."""
-        if not any(inner.name == "path" for inner in self.files[0].schema_arrow.field(self.image).type):
+        if not any(inner.name == "path" for inner in self.kind):
             return [None] * len(self)
-        return [value.as_py() for place in range(len(self.places)) for value in self._column(place, "path")]
+        parts = (part for place in range(len(self.places)) for part in self._column(place, "path"))
+        return [path for part in parts for path in part.to_pylist()]
 
-    def _column(self, place: int, part: str) -> Any:
-        file, group = self.places[place]
+    def _column(self, place: int, part: str) -> list[Any]:
+        """Arrays, one after the other. Raises BadPicture."""
+        shard, group = self.places[place]
+        name = f"{self.image}.{part}" if _is_struct(self.kind) else self.image
         try:
-            name = f"{self.image}.{part}" if self.struct else self.image
-            column = file.read_row_group(group, columns=[name]).column(0).combine_chunks()
-            column.validate(full=True)
+            found = list(unpack(shard, group, name))
+            for column in found:
+                column.validate(full=True)
+            parts = [column.field(part) for column in found] if _is_struct(self.kind) else found
         except Exception as error:
-            raise BadPicture(f"row group {group} is damaged ({_short(error)})") from error
-        if len(column) != self.starts[place + 1] - self.starts[place]:
-            raise BadPicture(f"row group {group} is damaged (it has fewer rows than it declares)")
-        return column.field(part) if self.struct else column
+            raise BadPicture(f"row group {group} cannot be read ({_short(error)})") from error
+        if sum(map(len, parts)) != self.starts[place + 1] - self.starts[place]:
+            raise BadPicture(f"row group {group} cannot be read (it has fewer rows than it declares)")
+        return parts
 
 
 def _names(paths: Sequence[str | None]) -> tuple[str, ...]:
@@ -152,14 +159,14 @@ def _names(paths: Sequence[str | None]) -> tuple[str, ...]:
     return tuple(inner) if all(inner) and len(set(inner)) == len(inner) else tuple(plain)
 
 
-def _sides(paths: Sequence[Path], files: Sequence[Any]) -> list[str] | None:
+def _sides(paths: Sequence[Path], shards: Sequence[Shard]) -> list[str] | None:
     """Splits that the shards' names tell: train-00000-of-00002.parquet."""
     if len(paths) < 2:
         return None
     stems = [path.stem.split("-")[0] for path in paths]
     if not set(stems) <= SPLITS:
         return None
-    return [stem for stem, file in zip(stems, files, strict=True) for _ in range(file.metadata.num_rows)]
+    return [stem for stem, shard in zip(stems, shards, strict=True) for _ in range(shard.metadata.num_rows)]
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:
@@ -217,22 +224,20 @@ def _cell(table: Any, image: str) -> Callable[[int], Encoded]:
 
 
 def archive(path: Path) -> Records:
-    """A .zip of pictures, read in place; labels from dataset.json (StyleGAN, EDM) or the first folder."""
+    """A .zip of pictures, read in place, nothing is unpacked to disk; labels from dataset.json (StyleGAN, EDM) or the
+    first folder. Raises DataError for an archive that was made to do harm."""
     what = f'"{escape(path)}"'
     try:
+        files = Files.of(what, [path])
         file = zipfile.ZipFile(path)
-        members = sorted((m for m in file.infolist() if not m.is_dir()), key=lambda m: m.filename)
-        manifest = json.loads(file.read("dataset.json")) if _small(file, "dataset.json") else {}
-        labelled = dict(manifest.get("labels") or ())
     except Exception as error:
         raise DataError(f"{what} cannot be read as .zip ({_short(error)}): pack it again") from error
-    for member in members:
-        parts = PurePosixPath(member.filename.replace("\\", "/")).parts
-        if ".." in parts or member.filename.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", member.filename):
-            raise DataError(f'{what} is refused: its member "{escape(member.filename)}" points outside of the archive')
-    pictures = [m for m in members if m.filename.lower().endswith(EXTENSIONS) and not _hidden(m.filename)]
-    large = [m for m in pictures if m.file_size > BYTE_CAP or m.flag_bits & 1]
-    pictures = [m for m in pictures if m not in large]
+    members = sorted((m for m in file.infolist() if not m.filename.endswith("/")), key=lambda m: m.filename)
+    _refuse_harm(members, file.start_dir, what)
+    last = {m.filename: m for m in members}  # of equal names an unpacker keeps the last
+    inside = [m for m in members if m.filename.lower().endswith(EXTENSIONS) and not _hidden(m.filename)]
+    reasons = [_unfit(m) if m is last[m.filename] else "is there twice: the last one is taken" for m in inside]
+    pictures = [m for m, why in zip(inside, reasons, strict=True) if why is None]
     if not pictures:
         raise DataError(
             f"no pictures in {what}: looked for {', '.join(e[1:] for e in EXTENSIONS)} and found "
@@ -242,27 +247,54 @@ def archive(path: Path) -> Records:
     columns: dict[str, Column] = {NAMES: [words(m.filename) for m in pictures]}
     if any(tops):
         columns[FOLDER] = [escape(top[0]) if top else None for top in tops]
-    if labelled:
+    if "dataset.json" in last and (labelled := _manifest(file, last["dataset.json"], what)):
         columns["label"] = [labelled.get(m.filename) for m in pictures]
     return Records(
         what=what,
-        names=tuple(escape(m.filename) for m in pictures),
+        names=unique([m.filename for m in pictures]),
         columns=columns,
-        read=lambda row: _member(file, pictures[row]),
-        stamps=(os.path.realpath(path), str(path.stat().st_size), str(path.stat().st_mtime_ns)),
-        skipped=tuple(Skipped(escape(m.filename), "is encrypted or declares too many bytes") for m in large),
+        read=lambda row: Member(pictures[row].file_size, lambda: open_member(file, pictures[row])),
+        stamps=(os.path.realpath(path), *files.stamps),
+        files=files,
+        skipped=tuple(Skipped(escape(m.filename), why) for m, why in zip(inside, reasons, strict=True) if why),
     )
 
 
-def _small(file: zipfile.ZipFile, name: str) -> bool:
-    return name in file.namelist() and file.getinfo(name).file_size <= MANIFEST_CAP
+def _refuse_harm(members: Sequence[zipfile.ZipInfo], end: int, what: str) -> None:
+    """Raises DataError for names that point outside, for members that share bytes, and for bombs."""
+    spans = sorted((m.header_offset, m.compress_size) for m in members)
+    if any(start + 30 + size > after for (start, size), (after, _) in itertools.pairwise([*spans, (end, 0)])):
+        raise DataError(f"{what} is refused: its members overlap, as in an archive made to fill the memory")
+    for m in members:
+        parts = PurePosixPath(m.filename.replace("\\", "/")).parts
+        if ".." in parts or m.filename.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", m.filename):
+            raise DataError(f'{what} is refused: its member "{escape(m.filename)}" points outside of the archive')
+        if m.file_size > room(m.compress_size):
+            raise DataError(
+                f'{what} is refused: its member "{escape(m.filename)}" would unpack from {m.compress_size / 1e6:,.1f} '
+                f"to {m.file_size / 1e6:,.0f} MB, as in an archive made to fill the memory"
+            )
 
 
-def _member(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+def _unfit(member: zipfile.ZipInfo) -> str | None:
+    """Why a member is no picture that can be read, before it is opened."""
+    kind = stat.S_IFMT(member.external_attr >> 16) if member.create_system == UNIX else 0
+    if kind not in (0, stat.S_IFREG):
+        return "is a link" if kind == stat.S_IFLNK else "is not a regular file"
+    return "is encrypted" if member.flag_bits & 1 else None
+
+
+def _manifest(file: zipfile.ZipFile, member: zipfile.ZipInfo, what: str) -> dict[str, Any]:
+    """Labels by name from dataset.json."""
     try:
-        return file.read(member)
+        if member.file_size > MANIFEST_CAP:
+            raise ValueError(f"{member.file_size / 1e6:,.0f} MB are too many")
+        if (reason := _unfit(member)) is not None:
+            raise ValueError(f"it {reason}")
+        with open_member(file, member) as manifest:
+            return dict(json.loads(manifest.read()).get("labels") or ())
     except Exception as error:
-        raise BadPicture(f"damaged ({_short(error)})") from error
+        raise DataError(f"dataset.json in {what} cannot be read ({_short(error)}): write it again") from error
 
 
 def _hidden(name: str) -> bool:

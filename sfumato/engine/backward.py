@@ -139,16 +139,31 @@ class Backward:
         """(what was seen by this process, the loss of the whole batch). Afterwards every parameter of the phase has the
         gradient of the mean over the whole batch, over all processes."""
         self.buffers.keep()
-        while True:
-            try:
-                parts = self._attempt(unit, batch, halt)
-                break
-            except Exception as error:
+        try:
+            while (parts := self._tried(unit, batch, halt)) is None:
                 self.buffers.restore()
-                self._remedy(error, len(batch.positions))
-        self.on_trial = False
-        loss = torch.stack([seen.value * weight for seen, weight in parts]).sum()
-        return mean_loss(parts), unit.reducer.finish(loss) if unit.reducer else loss
+            self.on_trial = False
+            loss = torch.stack([seen.value * weight for seen, weight in parts]).sum()
+            return mean_loss(parts), unit.reducer.finish(loss) if unit.reducer else loss
+        except Exception:
+            self.buffers.restore()
+            raise
+
+    def _tried(self, unit: Unit, batch: Batch, halt: Callable[[], bool]) -> list[tuple[Loss, float]] | None:
+        """None: once more, now that something has changed. When memory is too short for one process all of them take
+        smaller micro-batches: a checkpoint has one number for all."""
+        parts, short = None, None
+        try:
+            parts = self._attempt(unit, batch, halt)
+        except Exception as error:
+            if not out_of_memory(error):
+                self._uncompile(error, unit)
+                return None
+            short = error
+        if self.world.any(short is not None) if self.auto else short:
+            self._smaller(short)
+            return None
+        return parts
 
     def _attempt(self, unit: Unit, batch: Batch, halt: Callable[[], bool]) -> list[tuple[Loss, float]]:
         unit.optimiser.zero()
@@ -163,27 +178,25 @@ class Backward:
             with reproducible(self.device, self.seed, "dropout", unit.name, batch.step, k, self.world.rank):
                 with self.autocast():
                     seen = self.recipe(cut(batch.content, part), self.at(batch.step, unit.name, seeds[part]))
-                if unit.reducer and k == count - 1 and not self.auto:
-                    unit.reducer.arm()
+                if unit.reducer and k == count - 1 and not (self.auto or self.on_trial):
+                    unit.reducer.arm()  # what is sent cannot be tried again
                 (seen.value * weight).backward(inputs=unit.optimiser.parameters)
             parts.append((seen._replace(value=seen.value.detach()), weight))
         return parts
 
-    def _remedy(self, error: Exception, examples: int) -> None:
-        """Change what can be changed, or raise."""
-        if isinstance(error, Interrupted):
+    def _uncompile(self, error: Exception, unit: Unit) -> None:
+        """Go on without the compiler if it is to blame, else raise."""
+        sent = unit.reducer and unit.reducer.armed
+        blamed = self.on_trial or type(error).__module__.startswith(_COMPILER)
+        if isinstance(error, Interrupted | UserError) or sent or not (self.compiled and blamed):
             raise error
-        if out_of_memory(error):
-            self._smaller(error, examples)
-        elif self.compiled and (self.on_trial or type(error).__module__.startswith(_COMPILER)):
-            for network in self.compiled:
-                network._compiled_call_impl = None
-            self.compiled, self.on_trial = (), False
-            self.say(f"torch.compile failed ({_first_line(error)}): going on without it.")
-        else:
-            raise error
+        for network in self.compiled:
+            network._compiled_call_impl = None
+        self.compiled, self.on_trial = (), False
+        self.say(f"torch.compile failed ({_first_line(error)}): going on without it.")
 
-    def _smaller(self, error: Exception, examples: int) -> None:
+    def _smaller(self, error: Exception | None) -> None:
+        examples = -(-self.batch // self.world.size)  # the largest share
         micro = -(-examples // self.accumulate)
         if not self.auto or micro == 1:
             raise UserError(

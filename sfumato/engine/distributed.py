@@ -8,25 +8,31 @@ same work, flat buckets reduced as soon as they are complete; nothing is wrapped
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
+from sfumato.engine.lifeline import Lifeline, Lost
 from sfumato.errors import UserError
 
 __all__ = ["Reducer", "World", "join"]
 
 _BUCKET = 1 << 23  # elements: 32 MB of float32
+_ARRIVAL = timedelta(minutes=5)  # for all processes to have started
+_PATIENCE = timedelta(days=7)  # with one that decodes, saves or samples; the dead are the lifeline's affair
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run. Alone, every method does nothing."""
+    """The processes of a run. Alone, every method does nothing. Raises Lost when another process has died."""
 
     rank: int = 0
     size: int = 1
@@ -38,16 +44,16 @@ class World:
         return self.rank == 0
 
     def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier(group=self.control)
+        self.sum([])
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sum of each number over the processes."""
         if self.size == 1:
             return list(values)
-        total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total, group=self.control)
-        return total.tolist()
+        total = torch.tensor([*values, 0.0], dtype=torch.float64)
+        with _in_touch():
+            dist.all_reduce(total, group=self.control)
+        return total.tolist()[:-1]
 
     def any(self, flag: bool) -> bool:
         return (self.size > 1 and self.sum([float(flag)])[0] > 0) or flag
@@ -55,8 +61,12 @@ class World:
     def same(self, tensors: Iterable[Tensor]) -> None:
         """Everybody takes rank 0's values."""
         if self.size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor.detach(), 0)
+            with _in_touch():
+                for tensor in tensors:
+                    dist.broadcast(tensor.detach(), 0)
+
+
+# -- coming together, and leaving --------------------------------------------------------------------------------------
 
 
 def _environment() -> tuple[int, int, int] | None:
@@ -65,31 +75,82 @@ def _environment() -> tuple[int, int, int] | None:
     if "RANK" in env and "WORLD_SIZE" in env:
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
     if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        if "MASTER_ADDR" not in env and "SLURM_LAUNCH_NODE_IPADDR" not in env:
+        node = _first_node(env.get("SLURM_STEP_NODELIST", "")) or env.get("SLURM_LAUNCH_NODE_IPADDR", "")
+        if not node and "MASTER_ADDR" not in env:
             raise UserError("srun started several processes, but nobody says where the first one is: set MASTER_ADDR.")
-        env.setdefault("MASTER_ADDR", env.get("SLURM_LAUNCH_NODE_IPADDR", ""))
+        env.setdefault("MASTER_ADDR", node)
         env.setdefault("MASTER_PORT", str(20_000 + int(env.get("SLURM_JOB_ID", 0)) % 20_000))
         return int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"])
     return None
 
 
+def _first_node(nodes: str) -> str:
+    """'gpu[07-09,12],login' -> 'gpu07'. Not where srun was typed: with salloc that may be a login node."""
+    return re.sub(r"^([^,\[]*)(?:\[([^],-]*)[^]]*\])?([^,\[]*).*", r"\1\2\3", nodes)
+
+
+_world: World | None = None
+_lifeline: Lifeline | None = None
+_store: Any = None  # where the processes meet; kept, or the next run would meet where the last one is still leaving
+_runs = 0
+
+
 @contextmanager
 def join(device: str = "auto") -> Iterator[World]:
-    """The world this process belongs to. A process group that already exists is used and left alone."""
+    """The world this process belongs to. A process group that already exists is used and left alone. Raises UserError:
+    the others cannot be found; Lost."""
+    global _world, _lifeline
     where = _environment()
-    if where is None or where[1] == 1:
-        yield World()
+    if where is None or where[1] == 1 or _world:
+        yield _world or World()
         return
-    rank, size, local = where
     mine = not dist.is_initialized()
     if mine:
-        gpu = torch.cuda.is_available() and device.partition(":")[0] in ("auto", "cuda")
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", rank=rank, world_size=size)
+        _meet(device, *where[:2])
     try:
-        yield World(rank, size, local, dist.new_group(backend="gloo"))
+        _world = World(*where, dist.new_group(backend="gloo", timeout=_PATIENCE))
+        _lifeline = Lifeline(_world.rank, _world.size, _world.sum)
+        yield _world
+        _world.barrier()  # nobody leaves while others are still at work
+    except BaseException as error:
+        if _lifeline:
+            _lifeline.part(error)
+        raise
     finally:
         if mine:
             dist.destroy_process_group()
+        if _lifeline:
+            _lifeline.close()
+        _world = _lifeline = None
+
+
+def _meet(device: str, rank: int, size: int) -> None:
+    global _store, _runs
+    gpu = torch.cuda.is_available() and device.partition(":")[0] in ("auto", "cuda")
+    backend, _runs = "cpu:gloo,cuda:nccl" if gpu else "gloo", _runs + 1
+    try:
+        _store = _store or next(rendezvous("env://", rank, size, timeout=_ARRIVAL))[0]
+        own = dist.PrefixStore(f"run {_runs}", _store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise Lost(
+            f"The {size} processes of this run did not find each other at {where} (process {rank}: "
+            f"{str(error).splitlines()[0].rstrip('.')}): start all of them, with MASTER_ADDR and MASTER_PORT of a free "
+            "port of the first machine.",
+            unheard=True,
+        ) from error
+
+
+@contextmanager
+def _in_touch() -> Iterator[None]:
+    """Around what needs the other processes. Raises Lost in place of torch's error when one of them has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _lifeline and (lost := _lifeline.lost()):
+            raise lost from error
+        raise
 
 
 class Reducer:
@@ -145,7 +206,8 @@ class Reducer:
 
     def _launch(self) -> None:
         start = self._ends[self._launched - 1] if self._launched else 0
-        self._works.append(dist.all_reduce(self._flat[start : self._ends[self._launched]], async_op=True))
+        with _in_touch():
+            self._works.append(dist.all_reduce(self._flat[start : self._ends[self._launched]], async_op=True))
         self._launched += 1
 
     def finish(self, loss: Tensor) -> Tensor:
@@ -158,8 +220,9 @@ class Reducer:
                 self._take(p)
         while self._launched < len(self._ends):
             self._launch()
-        for work in self._works:
-            work.wait()
+        with _in_touch():
+            for work in self._works:
+                work.wait()
         self.armed = False
         return self.extra.clone()
 

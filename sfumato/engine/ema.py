@@ -46,6 +46,7 @@ class EMA:
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float, rule: Rule) -> None:
         self.decay, self.rule = decay, rule
         self.updates, self.last = 0, 0.0
+        self.untrained = 1.0  # share of the initial weights in the average
         self._names = list(parameters)
         self._parameters = list(parameters.values())
         self._average = [p.detach().clone() for p in self._parameters]
@@ -55,6 +56,7 @@ class EMA:
         """One update, after an optimiser step on `batch` images that follow the first `seen`."""
         self.updates += 1
         self.last = self.rule(self.decay, self.updates, seen, batch)
+        self.untrained *= self.last
         if self._average:
             torch._foreach_lerp_(self._average, [p.detach() for p in self._parameters], 1.0 - self.last)
 

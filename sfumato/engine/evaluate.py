@@ -1,91 +1,116 @@
-"""Looking at a run without touching it: the loss of held-out examples, and grids of pictures."""
+"""Looking at a run without touching it: the loss of held-out examples, and grids of pictures with a caption."""
 
 from __future__ import annotations
 
-import math
+import textwrap
 from collections import deque
+from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sfumato.core.random import Seeds
-from sfumato.engine.backward import Backward, reproducible
+from sfumato.data.pictures import grid
+from sfumato.engine import files
+from sfumato.engine.backward import Backward, Interrupted, reproducible
 from sfumato.engine.order import Data, share
 from sfumato.recipe import Ask, Recipe
 
-__all__ = ["grid", "held_loss", "preview", "write_grid"]
+__all__ = ["captioned", "held_loss", "preview", "write_grid"]
+
+Halt = Callable[[], bool]
+T = TypeVar("T")
+_WIDE = 320  # pixels that a caption needs
+_LINE = 13
+
+
+def _never() -> bool:
+    return False
 
 
 @torch.no_grad()
-def held_loss(backward: Backward, held: Data, step: int, *, limit: int = 512) -> dict[str, float]:
-    """The mean loss of each phase over (at most `limit`) held-out examples.
+def held_loss(backward: Backward, held: Data, step: int, *, limit: int = 512, halt: Halt = _never) -> dict[str, float]:
+    """The mean loss of each phase over (at most `limit`) held-out examples. Raises Interrupted, in every process, when
+    one is asked to halt.
 
     t and eps of an example depend on the seed and on the example only, so that values compare over time and runs.
     """
     recipe, world, n = backward.recipe, backward.world, min(len(held), limit)
     mine = np.arange(n)[share(n, world.rank, world.size)]
-    chunk = max(1, backward.batch // world.size // backward.accumulate)
+    size = max(1, backward.batch // world.size // backward.accumulate)
+    chunks = [mine[i : i + size] for i in range(0, len(mine), size)]
     backward.buffers.keep()
     was_training = recipe.training
     recipe.eval()
     try:
         with reproducible(backward.device, backward.seed, "held"), backward.autocast(), backward.eager():
-            sums = {
-                name: sum(_chunk(backward, held, name, step, mine[i : i + chunk]) for i in range(0, len(mine), chunk))
-                for name in recipe.phases()
-            }
+            sums = {name: sum(_losses(backward, held, name, step, chunks, halt)) for name in recipe.phases()}
     finally:
         recipe.train(was_training)
         backward.buffers.restore()
-    return {name: total / n for name, total in zip(sums, world.sum(list(sums.values())), strict=True)}
+    *totals, halted = world.sum([*sums.values(), float(halt())])
+    if halted:
+        raise Interrupted
+    return {name: total / n for name, total in zip(sums, totals, strict=True)}
 
 
-def _chunk(backward: Backward, held: Data, phase: str, step: int, indices: np.ndarray) -> float:
-    content = {k: v.to(backward.device) if isinstance(v, Tensor) else v for k, v in held.batch(indices, None).items()}
-    at = backward.at(step, phase, Seeds.at(backward.seed, indices.tolist(), "held"))
-    return float(backward.recipe.loss(content, at).value) * len(indices)
+def _losses(
+    backward: Backward, held: Data, phase: str, step: int, chunks: list[np.ndarray], halt: Halt
+) -> Iterator[float]:
+    for indices in chunks:
+        if halt():
+            return
+        batch = held.batch(indices, None)
+        content = {k: v.to(backward.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        at = backward.at(step, phase, Seeds.at(backward.seed, indices.tolist(), "held"))
+        yield float(backward.recipe.loss(content, at).value) * len(indices)
 
 
 @torch.no_grad()
-def preview(recipe: Recipe, ask: Ask, seed: int, device: torch.device) -> Tensor:
-    """Pictures (n, C, *S) in [0, 1] by the recipe's sampler; the same seeds every time."""
+def preview(recipe: Recipe, ask: Ask, seed: int, device: torch.device, *, halt: Halt = _never) -> Tensor:
+    """Pictures (n, C, *S) in [0, 1] by the recipe's sampler; the same seeds every time. Raises Interrupted."""
     was_training = recipe.training
     recipe.eval()
     try:
         with reproducible(device, seed, "preview"):
-            last = deque(recipe.sample(ask, rng=Seeds(seed)), maxlen=1).pop()
+            last = deque(_until(halt, recipe.sample(ask, rng=Seeds(seed))), maxlen=1).pop()
             return recipe.picture(last, quick=True).float().cpu()
     finally:
         recipe.train(was_training)
 
 
-def grid(pictures: Tensor) -> Tensor:
-    """(n, C, *S) in [0, 1] as one uint8 picture (H, W, C); of volumes and videos the middle slice."""
+def _until(halt: Halt, things: Iterator[T]) -> Iterator[T]:
+    for thing in things:
+        if halt():
+            raise Interrupted
+        yield thing
+
+
+def captioned(pictures: Tensor, caption: str) -> Image.Image:
+    """All pictures (n, C, *S) in [0, 1] side by side, small ones enlarged by a whole factor, above their caption. Of
+    volumes and videos the middle slice."""
     while pictures.dim() > 4:
         pictures = pictures[:, :, pictures.shape[2] // 2]
-    n, c, h, w = pictures.shape
-    across = math.ceil(math.sqrt(n))
-    down = math.ceil(n / across)
-    sheet = torch.ones(down * across, c, h, w)
-    sheet[:n] = pictures
-    return (
-        sheet.view(down, across, c, h, w)
-        .permute(0, 3, 1, 4, 2)
-        .reshape(down * h, across * w, c)
-        .mul(255)
-        .round()
-        .clamp(0, 255)
-        .to(torch.uint8)
-    )
+    sheet = grid(pictures[:, :3] if pictures.shape[1] > 2 else pictures[:, :1])
+    factor = max(1, _WIDE // sheet.width)
+    sheet = sheet.convert("RGB").resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST)
+    width = max(sheet.width, _WIDE)
+    lines = [part for line in caption.splitlines() for part in textwrap.wrap(line, width // 5)]
+    out = Image.new("RGB", (width, sheet.height + _LINE * len(lines) + 4 * bool(lines)), "white")
+    out.paste(sheet)
+    ImageDraw.Draw(out).multiline_text((3, sheet.height + 2), "\n".join(lines), fill="black", spacing=_LINE - 10)
+    return out
 
 
-def write_grid(pictures: Tensor, path: Path) -> Path:
-    """A PNG with all pictures side by side."""
-    from PIL import Image
-
-    pixels = grid(pictures).numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels[..., :3] if pixels.shape[-1] > 2 else pixels[..., 0]).save(path)
+def write_grid(pictures: Tensor, path: Path, caption: str = "") -> Path:
+    """A PNG with all pictures side by side. Raises OSError."""
+    data = BytesIO()
+    captioned(pictures, caption).save(data, "PNG")
+    files.write_bytes(path.with_name(files.TEMPORARY + path.name), data.getvalue())
+    path.with_name(files.TEMPORARY + path.name).replace(path)
     return path

@@ -138,7 +138,7 @@ def temporary(target: Path) -> Iterator[Path]:
     """A fresh folder beside `target`, removed if the block fails."""
     folder = target.with_name(TEMPORARY + target.name)
     remove(folder)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     try:
         yield folder
     except BaseException:

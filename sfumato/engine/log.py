@@ -38,10 +38,14 @@ class Log:
         self._said = time.monotonic()
         self._trackers = [_tracker(name, folder) for name in report_to] if main else []
 
-    def say(self, message: str) -> None:
+    def note(self, message: str) -> None:
+        """For log.txt alone."""
         if self._folder:
             with contextlib.suppress(OSError), self._folder.log.open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+
+    def say(self, message: str) -> None:
+        self.note(message)
         if self.main and not self.quiet:
             self._bar.say(message) if self._bar else print(message, file=sys.stderr, flush=True)
 

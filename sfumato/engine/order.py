@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato.core.random import Seeds, key
+from sfumato.engine.plan import out_of_memory
+from sfumato.errors import UserError
 
-__all__ = ["Batch", "Data", "Order", "cut", "feed", "share"]
+__all__ = ["Batch", "Data", "Order", "cut", "feed", "listed", "prepare", "share"]
 
 Ints = NDArray[np.int64]
 
@@ -74,6 +76,20 @@ def cut(content: Mapping[str, Any], part: slice) -> dict[str, Any]:
     return {name: value[part] for name, value in content.items()}
 
 
+def prepare(data: Data, order: Order, part: slice, step: int, device: torch.device | None = None) -> Batch:
+    """The batch of one step. Raises UserError with the step and its examples."""
+    indices, positions = order.indices(step), order.positions(step)[part]
+    try:
+        content = data.batch(indices[part], Seeds.at(order.seed, positions, "data"))
+        return Batch(step, indices, positions, _moved(content, device))
+    except Exception as error:
+        where = f"the examples of step {step + 1:,} ({listed([data.names[i] for i in indices[part]])})"
+        if mistake := _explained(error, where):
+            raise mistake from error
+        error.add_note(f"This came from reading {where}.")
+        raise
+
+
 def feed(
     data: Data,
     order: Order,
@@ -84,25 +100,37 @@ def feed(
     workers: int = 0,
     device: torch.device | None = None,
 ) -> Iterator[Batch]:
-    """The batches of steps start..stop, prepared ahead by `workers` threads. Their number changes no bit."""
-
-    def prepare(step: int) -> Batch:
-        indices, positions = order.indices(step), order.positions(step)[part]
-        content = data.batch(indices[part], Seeds.at(order.seed, positions, "data"))
-        return Batch(step, indices, positions, _moved(content, device))
-
+    """The batches of steps start..stop, prepared ahead by `workers` threads. Their number changes no bit. Raises
+    UserError when the turn of a step has come that cannot be prepared."""
     if not workers:
-        yield from map(prepare, range(start, stop))
+        yield from (prepare(data, order, part, step, device) for step in range(start, stop))
         return
     ahead: deque[Future[Batch]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="sfumato-data")
     try:
         for step in range(start, stop):
             while len(ahead) <= workers and step + len(ahead) < stop:
-                ahead.append(pool.submit(prepare, step + len(ahead)))
+                ahead.append(pool.submit(prepare, data, order, part, step + len(ahead), device))
             yield ahead.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def _explained(error: Exception, where: str) -> UserError | None:
+    """In one sentence what the user can put right; None for a defect of the data set."""
+    if out_of_memory(error):
+        return UserError(f"Out of memory while reading {where}. What helps: --workers 0, a smaller --batch or --size.")
+    if isinstance(error, OSError):
+        why = ": ".join(str(part) for part in (error.filename, error.strerror) if part) or type(error).__name__
+        return UserError(f"Reading {where} failed: {why}.")
+    if isinstance(error, UserError):
+        return UserError(f"Reading {where} failed: {error}")
+    return None
 
 
 def _moved(content: dict[str, Any], device: torch.device | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "choose_threads",
+    "micro_batches",
     "out_of_memory",
     "switch_checkpointing",
     "timed",
@@ -34,9 +36,11 @@ def choose_device(name: str, local: int = 0) -> torch.device:
         if not torch.cuda.is_available():
             why = "no GPU was found" if torch.version.cuda else "this PyTorch was built without CUDA"
             raise UserError(f"A GPU was asked for, but {why}: use --device cpu, or install a CUDA build of torch.")
-        device = torch.device("cuda", local if device.index is None else device.index)
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"There is no {device}: this machine has {torch.cuda.device_count()} GPU(s).")
+        there = torch.cuda.device_count()
+        own = local if there > 1 else 0  # a scheduler may show each process no other GPU than its own
+        device = torch.device("cuda", own if device.index is None else device.index)
+        if (device.index or 0) >= there:
+            raise UserError(f"There is no {device}: this machine has {there} GPU(s).")
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("An Apple GPU was asked for, but there is none that this PyTorch can use: use --device cpu.")
     elif device.type not in ("cpu", "mps"):
@@ -100,6 +104,11 @@ def choose_threads(work: Callable[[], object], *, patience: float = 3.0) -> tupl
     return threads, best
 
 
+def micro_batches(seconds: float, batch: int, *, answer: float = 2.0) -> int:
+    """Into how many parts to split a step of so many seconds, that a signal is answered within `answer` of them."""
+    return next((k for k in range(1, batch + 1) if batch % k == 0 and seconds <= k * answer), batch)
+
+
 @contextmanager
 def using_threads(n: int | None) -> Iterator[None]:
     """Within the block torch computes with n threads (None: as before)."""
@@ -111,10 +120,16 @@ def using_threads(n: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+_SHORT = re.compile(
+    r"can't allocate memory|not enough memory|out of memory"  # CPU on Linux, on Windows, CUDA and MPS
+    r"|_STATUS_ALLOC_FAILED|bad_alloc|could not create a primitive$"  # cuBLAS and cuDNN, C++, oneDNN
+)
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """True for a GPU's and for the CPU allocator's."""
+    """True for a GPU's, for Python's and for the CPU allocator's."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and bool(_SHORT.search(str(error)))
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,15 @@ class Session:
         self.ema = EMA(self._named(averaged), training.ema, RULES[training.ema_rule])
         self.window = Window()
         self.step, self.skipped, self.order = 0, 0, ""
+        self.first: float | None = None  # the first finite loss: that of a model that knows nothing
+        self.last: Tensor | None = None  # the loss of the last step
         self.whole = True  # not in the middle of a step
         self.asynchronous = backward.device.type == "cuda"
         # A skipped step leaves parameters alone; buffers and what `after` does have to know at once.
         self._hurt = any(True for _ in recipe.buffers()) or getattr(recipe.after, "__func__", None) is not Recipe.after
         self._unjudged: list[Callable[[], bool]] = []
+        rest = [p for unit in self.units if not unit.phase.ema for p in unit.phase.parameters]
+        self._watched = {f"{name} (ema)": t for name, t in self.ema.tensors().items()} | self._named(rest)
 
     def _named(self, parameters: list[nn.Parameter] | tuple[nn.Parameter, ...]) -> dict[str, nn.Parameter]:
         return {self.names[id(p)]: p for p in parameters}
@@ -82,6 +87,7 @@ class Session:
             self.whole = False
         if updated:
             self.ema.update(self.step * self.training.batch, self.training.batch)
+        self._judge_weights()
         self.order = hashlib.blake2b(self.order.encode() + batch.indices.tobytes(), digest_size=8).hexdigest()
         self.step += 1
         self.whole = True
@@ -98,6 +104,10 @@ class Session:
         prefix = "" if len(self.units) == 1 else f"{unit.name}/"
         scalars = {f"{prefix}{name}": value for name, value in seen.scalars.items()}
         values = {f"{prefix}loss": loss, f"{prefix}norm": norm}
+        if unit is self.units[0]:
+            self.last = loss
+        if self.first is None and math.isfinite(value := float(loss)):
+            self.first = value
         fine = not self._judge(unit, bad, batch, seen)
         self.window.add(values | scalars, seen)
         if fine:
@@ -116,15 +126,31 @@ class Session:
         """True if the step is known to have been skipped. Where a bad step hurts nothing, a GPU is asked one step late,
         so that it never waits."""
         step, verdict = self.step, _asked(bad)
+        at_once = self._hurt or self.stop_on_nan or not self.asynchronous
+        return self._soon(lambda: self._react(verdict(), unit, step, batch, seen), at_once)
+
+    def _judge_weights(self) -> None:
+        """A NaN that no gradient shows: in the average, or in weights that this batch did not use. The average takes on
+        any NaN of a parameter, so that one pass over it sees both."""
+        step, verdict = self.step, _asked(store.suspect(list(self._watched.values())))
 
         def judge() -> bool:
-            return self._react(verdict(), unit, step, batch, seen)
+            if verdict() and (name := store.infinite(self._watched)):
+                self.whole = False
+                raise UserError(
+                    f"{name} is not finite after step {step + 1}: nothing was saved since. Resume from the last "
+                    "checkpoint, with a lower --lr if this comes back."
+                )
+            return False
 
-        if self._hurt or self.stop_on_nan or not self.asynchronous:
+        self._soon(judge, not self.asynchronous)
+
+    def _soon(self, judge: Callable[[], bool], at_once: bool) -> bool:
+        if at_once:
             return judge()
         self.whole = False  # a late verdict that ends the run finds the step after it half done
         self._unjudged.append(judge)
-        if len(self._unjudged) > len(self.units):
+        if len(self._unjudged) > len(self.units) + 1:
             self._unjudged.pop(0)()
         return False
 
@@ -178,7 +204,8 @@ class Session:
             "skipped": self.skipped,
             "order": self.order,
             "accumulate": self.backward.accumulate,
-            "ema": [self.ema.updates, self.ema.last],
+            "ema": [self.ema.updates, self.ema.last, self.ema.untrained],
+            "first": self.first,
             "window": self.window.state(),
         }
 
@@ -186,7 +213,8 @@ class Session:
         """Take everything from a checkpoint. Raises UserError if it does not fit, with nothing changed."""
         store.restore(folder, self.tensors())
         self.step, self.skipped, self.order = state["step"], state["skipped"], state["order"]
-        self.ema.updates, self.ema.last = state["ema"]
+        self.ema.updates, self.ema.last, self.ema.untrained = state["ema"]
+        self.first = state["first"]
         self.window.restore(state["window"])
         self.backward.buffers.keep()
 

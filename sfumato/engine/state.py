@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sfumato.engine import files
-from sfumato.engine.run import RunFolder, read_yaml
+from sfumato.engine.run import RunFolder, as_yaml, read_config, read_small, read_yaml, sensible, write_text
+from sfumato.engine.tensors import Damaged, compare, read_tensors
 from sfumato.errors import UserError
-from sfumato.recipe import Recipe, build
+from sfumato.recipe import MISFITS, Recipe, build, outline, reason
 
 __all__ = [
     "FORMAT",
@@ -31,11 +30,14 @@ __all__ = [
     "averaged",
     "check",
     "checkpoints",
+    "fitting",
     "infinite",
     "last_good",
     "load",
+    "manifest",
     "read_state",
     "read_tensors",
+    "refuse_misfit",
     "restore",
     "rotate",
     "save",
@@ -47,10 +49,6 @@ FORMAT = 1
 _SMALL = 1 << 20  # bytes: files up to this size are hashed at every opening
 _CHECKPOINT = ("model.safetensors", "ema.safetensors", "optim.safetensors", "state.json", "config.yaml")
 _FINAL = ("model.safetensors", "config.yaml")
-
-
-class Damaged(UserError):
-    """A file is not what its manifest says."""
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -77,10 +75,6 @@ def _write(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Map
         ) from error
 
 
-def _yaml(config: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-
-
 def save(
     run: RunFolder,
     step: int,
@@ -91,12 +85,9 @@ def save(
     """Write checkpoint `step`: `tensors` by file name (model, ema, optim). A final/ of fewer steps goes: `load`
     would prefer it. Raises UserError: full, not writable."""
     target = run.checkpoints / f"step_{step:08d}"
-    _write(target, tensors, {"state.json": json.dumps(state, allow_nan=False), "config.yaml": _yaml(config)})
+    _write(target, tensors, {"state.json": json.dumps(state, allow_nan=False), "config.yaml": as_yaml(config)})
     _outgrow(run, step)
-    try:
-        files.write_text(run.checkpoints / "latest", target.name + "\n")
-    except OSError as error:
-        raise UserError(f"{run.checkpoints / 'latest'} could not be written: {error.strerror}.") from error
+    write_text(run.checkpoints / "latest", target.name + "\n")
     return target
 
 
@@ -109,18 +100,21 @@ def _outgrow(run: RunFolder, step: int) -> None:
 
 def write_final(run: RunFolder, model: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
     """Write final/ in place of an older one."""
-    _write(run.final, {"model": model}, {"config.yaml": _yaml(config)})
+    _write(run.final, {"model": model}, {"config.yaml": as_yaml(config)})
     return run.final
 
 
+def suspect(tensors: Sequence[Tensor]) -> Tensor:
+    """A flag, on the tensors' device, in one pass over memory: a NaN, an infinity, or numbers whose squares are one."""
+    return ~torch.isfinite(torch.stack([n.float() for n in torch._foreach_norm(list(tensors))])).all()
+
+
 def infinite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of a tensor with a NaN or an infinity, in one pass over memory."""
-    real = {name: t for name, t in tensors.items() if t.is_floating_point() and t.numel()}
-    if not real:
+    """The name of a tensor with a NaN or an infinity."""
+    real = {name: t.detach() for name, t in tensors.items() if t.is_floating_point() and t.numel()}
+    if not real or not suspect(list(real.values())):
         return None
-    largest = torch._foreach_norm([t.detach() for t in real.values()], float("inf"))
-    fine = torch.isfinite(torch.stack([n.float().cpu() for n in largest])).tolist()
-    return None if all(fine) else list(real)[fine.index(False)]
+    return next((name for name, t in real.items() if not torch.isfinite(t).all()), None)
 
 
 def rotate(run: RunFolder, keep: int) -> None:
@@ -143,7 +137,10 @@ def checkpoints(run: RunFolder) -> list[Path]:
 
 def check(folder: Path, names: tuple[str, ...], *, hashes: bool) -> None:
     """Compare files with their manifest: sizes, and with `hashes` every byte. Raises Damaged with file and reason."""
-    for name, entry in _read_manifest(folder, names).items():
+    listed = manifest(folder)
+    if set(listed) != set(names):
+        raise Damaged(f"{folder / 'manifest.json'} is damaged: it lists {', '.join(sorted(listed))}.")
+    for name, entry in listed.items():
         path = folder / name
         if not path.is_file():
             raise Damaged(f"{path} is missing.")
@@ -154,22 +151,21 @@ def check(folder: Path, names: tuple[str, ...], *, hashes: bool) -> None:
             raise Damaged(f"{path} is damaged: its content is not what was written (SHA-256).")
 
 
-def _read_manifest(folder: Path, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of each file that was written. Raises Damaged."""
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_bytes())
-        version, entries = manifest["format"], manifest["files"]
+        content = json.loads(read_small(path, _SMALL))
+        version, entries = content["format"], content["files"]
         listed = {
             str(name): {"size": int(entry["size"]), "sha256": str(entry["sha256"])} for name, entry in entries.items()
         }
     except FileNotFoundError:
         raise Damaged(f"{path} is missing.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise Damaged(f"{path} is damaged: it cannot be read.") from None
     if version != FORMAT:
-        raise Damaged(f"{path} has format {version}, this version reads {FORMAT}: update sfumato.")
-    if set(listed) != set(names):
-        raise Damaged(f"{path} is damaged: it lists {', '.join(sorted(listed))}.")
+        raise Damaged(f"{path} has format {str(version)[:20]}, this version reads {FORMAT}: update sfumato.")
     return listed
 
 
@@ -192,33 +188,22 @@ def last_good(run: RunFolder, say: Callable[[str], None]) -> Path | None:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped into memory (private: writing to them leaves the file alone)."""
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise Damaged(f"{path} is damaged: {error}.") from None
-
-
 def read_state(folder: Path) -> dict[str, Any]:
-    """state.json of a checkpoint."""
-    state: dict[str, Any] = json.loads((folder / "state.json").read_bytes())
-    return state
+    """state.json of a checkpoint. Raises UserError."""
+    path = folder / "state.json"
+    try:
+        return sensible(json.loads(path.read_bytes()), path)
+    except (OSError, ValueError, RecursionError):
+        raise Damaged(f"{path} is damaged: it cannot be read.") from None
 
 
-def _compare(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: Path | str) -> None:
-    """Raises UserError unless names and shapes agree."""
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing or extra:
-        what = f"has no '{missing[0]}'" if missing else f"has '{extra[0]}', which the model has not"
-        raise UserError(f"{where} does not fit this model: it {what} ({len(missing)} missing, {len(extra)} too many).")
-    for name, tensor in wanted.items():
-        if tensor.shape != found[name].shape:
-            raise UserError(
-                f"{where} does not fit this model: '{name}' is {tuple(found[name].shape)} there and "
-                f"{tuple(tensor.shape)} here."
-            )
+def refuse_misfit(home: Path, recipe: Recipe) -> None:
+    """Raises UserError unless a run's newest model that can be opened is one for this recipe. Only headers are read."""
+    run = RunFolder(home)
+    for folder in (home, run.final, *checkpoints(run)):
+        with suppress(Damaged):
+            compare(read_tensors(folder / "model.safetensors"), recipe.state_dict(), folder)
+            return
 
 
 @torch.no_grad()
@@ -226,7 +211,7 @@ def restore(folder: Path, live: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Copy a checkpoint into the live tensors of a run, all or, with UserError, none."""
     stored = {name: read_tensors(folder / f"{name}.safetensors") for name in live}
     for name, tensors in live.items():
-        _compare(stored[name], tensors, folder / f"{name}.safetensors")
+        compare(stored[name], tensors, folder / f"{name}.safetensors")
     for name, tensors in live.items():
         for key, tensor in tensors.items():
             tensor.copy_(stored[name][key])
@@ -255,7 +240,7 @@ def averaged(
     """(config, tensors by name) of the averaged model of a run, a final/ or a checkpoint."""
     folder, names = _locate(Path(path))
     check(folder, names, hashes=verify)
-    config = read_yaml(folder / "config.yaml")
+    config = read_config(folder)
     if config.get("format", 0) > FORMAT:
         raise UserError(f"{folder} was written by a newer sfumato ({config.get('version', '?')}): update yours.")
     tensors = read_tensors(folder / "model.safetensors", device)
@@ -280,7 +265,13 @@ def load(
     name, settings = config.get("paper"), config.get("config")
     if not isinstance(name, str) or not isinstance(settings, dict):
         raise UserError(f"{path}: config.yaml names no paper and config.")
-    recipe = _assembled(lambda: builder(name, settings), tensors, path)
+    try:
+        whole = outline(lambda: builder(name, settings))
+        if whole is not None:  # before anything is allocated
+            compare(tensors, whole.state_dict(), path)
+        recipe = _assembled(lambda: builder(name, settings), tensors, path)
+    except MISFITS as error:
+        raise UserError(f"{path}: no model can be made with its config: {reason(error)}.") from error
     return recipe.to(device).float().eval()  # a run kept in bfloat16 is computed with in float32
 
 
@@ -302,7 +293,7 @@ def _assembled(make: Callable[[], Recipe], tensors: Mapping[str, Tensor], where:
 
 
 def _adopt(recipe: Recipe, tensors: Mapping[str, Tensor], where: Path | str) -> None:
-    _compare(tensors, recipe.state_dict(), where)
+    compare(tensors, recipe.state_dict(), where)
     recipe.load_state_dict(dict(tensors), assign=True)
 
 
@@ -327,25 +318,30 @@ def _shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-@torch.no_grad()
-def start_from(recipe: Recipe, path: Path | str) -> dict[str, Any]:
-    """Copy the averaged weights of another run into `recipe`: fine-tuning. Returns its config. Raises UserError, for
-    other classes too: an embedding is adopted by the number of its class, not by the name."""
-    config, tensors = averaged(path, verify=True)
+def fitting(path: Path | str, recipe: Recipe, *, verify: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config, averaged tensors) of another run whose model is this recipe's. Raises UserError, for other classes too:
+    an embedding is adopted by the number of its class, not by the name."""
+    config, tensors = averaged(path, verify=verify)
     theirs, ours = (config.get("config") or {}).get("classes"), getattr(recipe.config, "classes", ())
-    if theirs and ours and list(theirs) != list(ours):
+    if theirs and ours and theirs != list(ours):
         raise UserError(
             f"{path} was trained on the classes {_shortened(theirs)}, and this run has {_shortened(ours)}: fine-tune "
             "on the same classes in the same order, or train anew."
         )
-    live = recipe.state_dict()
     try:
-        _compare(tensors, live, path)
+        compare(tensors, recipe.state_dict(), path)
     except UserError as problem:
         raise UserError(
             f"{str(problem).rstrip('.')}; fine-tune with the paper, preset, size and classes of that run "
             f"({config.get('paper')})."
         ) from None
-    for name, tensor in live.items():
+    return config, tensors
+
+
+@torch.no_grad()
+def start_from(recipe: Recipe, path: Path | str) -> dict[str, Any]:
+    """Copy the averaged weights of another run into `recipe`: fine-tuning. Returns its config. Raises UserError."""
+    config, tensors = fitting(path, recipe, verify=True)
+    for name, tensor in recipe.state_dict().items():
         tensor.copy_(tensors[name])
     return config

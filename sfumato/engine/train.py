@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -14,9 +13,9 @@ import torch
 
 from sfumato import __version__
 from sfumato.core.random import key
-from sfumato.engine import evaluate, plan
+from sfumato.engine import plan
 from sfumato.engine import state as store
-from sfumato.engine.backward import Backward, reproducible
+from sfumato.engine.backward import Backward, Interrupted, reproducible
 from sfumato.engine.distributed import World, join
 from sfumato.engine.log import Log, duration
 from sfumato.engine.optim import factor
@@ -26,6 +25,7 @@ from sfumato.engine.run import RunFolder
 from sfumato.engine.session import Session
 from sfumato.engine.signals import Stop
 from sfumato.engine.step import Step
+from sfumato.engine.watch import Watch
 from sfumato.errors import UserError
 from sfumato.recipe import Recipe, build, config_dict
 
@@ -53,7 +53,11 @@ def steps(
         world = stack.enter_context(join(options.device))
         trainer = _Trainer(recipe, data, held, options, world, stack)
         trainer.start(resume)
-        yield from trainer.steps()
+        try:
+            yield from trainer.steps()
+        except UserError as problem:
+            trainer.log.note(f"Ended: {problem}")
+            raise
 
 
 class _Trainer:
@@ -76,7 +80,9 @@ class _Trainer:
         self.order = Order(len(data), self.training.batch, options.seed)
         self.part = share(self.training.batch, world.rank, world.size)
         self._kept = -1  # the step of the newest checkpoint
-        self._loss: float | None = None
+        self._owed = False  # a look at pictures that a signal cut short
+        self._seconds = 0.0  # of the last step
+        self.stop = stack.enter_context(Stop())
 
     # -- before the first step -----------------------------------------------------------------------------------------
 
@@ -103,12 +109,15 @@ class _Trainer:
         if found:
             self._continue(found, before)
         if resume and self.run and self.world.main:
-            self.run.cut_metrics(self.session.step)
+            self.run.cut_metrics(self.session.step, held=not self._owed)
         self.world.same(self.recipe.buffers())
         self._threads(before)
         if self.options.compile:
             self.backward.compile(self.recipe.networks())
+        writes = self.run if self.world.main else None
+        self.watch = Watch(self.session, self.options, self.held, writes, self.log, self.device)
         self._describe()
+        self.stop.answer = self._answer if self.world.main and not self.options.quiet else None
 
     def _claim(self, resume: bool) -> Path | None:
         """Lock the folder; the checkpoint to go on from."""
@@ -165,6 +174,7 @@ class _Trainer:
             if old != new:
                 raise UserError(f"A run keeps its {name} ({old}, not {new}): start another run with --from.")
         self.session.restore(found, before)
+        self._owed = before["owed"]
         self._kept = self.session.step
         self.say(f"Resumed from {found.name}.")
         for name, was, is_now in self._changes(before):
@@ -191,6 +201,8 @@ class _Trainer:
         threads = self.options.threads or before.get("threads")
         if threads is None and left and self.world.size == 1 and self.device.type == "cpu" and not self.options.compile:
             threads, seconds = plan.choose_threads(self._rehearsal())
+            if not (self.options.accumulate or "accumulate" in before):
+                self.backward.accumulate = plan.micro_batches(seconds, self.training.batch)
             self.say(f"{threads} CPU thread{'s' * (threads > 1)}, about {duration(seconds * left)} for {left:,} steps.")
         self.stack.enter_context(plan.using_threads(threads))
         self.threads = torch.get_num_threads()
@@ -235,10 +247,15 @@ class _Trainer:
             "training": config_dict(self.training),
             "classes": [str(name) for name in classes],
             "value_range": [-1.0, 1.0],
-            "data": {"examples": len(self.data), "shape": list(getattr(self.data, "shape", ()))},
+            "data": {
+                "examples": len(self.data),
+                "shape": list(getattr(self.data, "shape", ())),
+                "roughness": round(rough, 4) if (rough := self.watch.roughness) == rough else None,  # NaN: flat
+            },
         }
         if self.run and self.world.main:
             decided = {"precision": self._facts()["precision"], "threads": self.threads}
+            decided["accumulate"] = self.backward.accumulate
             self.run.describe(self.document, options.private, decided)
         fixed = self.training.ema_rule in ("constant", "copy_first")
         memory = 1.0 / max(1e-12, 1.0 - self.training.ema) if fixed else 0.0
@@ -252,91 +269,82 @@ class _Trainer:
 
     def steps(self) -> Iterator[Step]:
         session, total = self.session, self.training.steps
+        if self._owed:
+            self._pay()
         if session.step >= total:
             self.say(f"The run already has its {total:,} steps: ask for more with --steps.")
             self._finish()
             return
-        stop = self.stack.enter_context(Stop())
-        halt = (lambda: stop.signal is not None) if self.world.size == 1 else lambda: False
         batches = feed(
             self.data, self.order, self.part, session.step, total, workers=self.options.workers, device=self.device
         )
-        self._clock = self._began = time.perf_counter()
-        self._first = session.step
+        self._clock = time.perf_counter()
+        self.watch.begin()
         with closing(batches):  # type: ignore[type-var]
             for batch in batches:
-                step = self._one(batch, halt, stop)
+                step = self._one(batch)
                 yield step
                 if step.stopped:
                     return
 
-    def _one(self, batch: Batch, halt: Callable[[], bool], stop: Stop) -> Step:
+    def _one(self, batch: Batch) -> Step:
         lr, session = self.session.lr, self.session
         try:
-            values = session.advance(batch, halt)
+            values = session.advance(batch, self._halt_alone)
         except UserError:
             self._keep_last_words()
             raise
         now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
-        asked = self.world.any(stop.signal is not None)
-        stopped = stop.signal or "SIGTERM" if asked else None  # SIGTERM: it was another process that was asked
-        step = Step(
-            session.step,
-            self.training.steps,
-            session.step * self.training.batch,
-            lr,
-            seconds,
-            values or {},
-            stopped=stopped,
+        self._seconds, self._clock = now - self._clock, now
+        events = {} if values is None else self._events(lr)
+        return self._ended(
+            Step(session.step, self.training.steps, self._images, lr, self._seconds, values or {}, **events)
         )
-        events = self._events(lr) if values is not None else {}
-        return dataclasses.replace(step, saved=self._saved(stopped), **events)
+
+    def _halt_alone(self) -> bool:
+        """Between micro-batches only a single process may stop: others would wait for its gradients."""
+        return self.world.size == 1 and self.stop.asked
+
+    @property
+    def _images(self) -> int:
+        return self.session.step * self.training.batch
 
     def _events(self, lr: float) -> dict[str, Any]:
         """What is due after a step: a line of metrics, a held-out loss, a grid."""
-        o, step, done = self.options, self.session.step, self.session.step == self.training.steps
         out: dict[str, Any] = {}
-        if step % o.log_every == 0 or done:
-            out["line"] = self._log(lr)
-        self.log.progress(step, self._loss, self._rate)
-        if self.held is not None and o.evaluate_every and (step % o.evaluate_every == 0 or done):
-            with self.session.ema.swapped():
-                out["held"] = evaluate.held_loss(self.backward, self.held, step)
-            self.log.metrics({"step": step, **{f"held/{name}": value for name, value in out["held"].items()}})
-        if self.run and self.world.main and o.sample_every and (step % o.sample_every == 0 or done):
-            with self.session.ema.swapped(), self.backward.autocast(), self.backward.eager():
-                pictures = evaluate.preview(self.recipe, o.preview, o.seed, self.device)
-            out["grid"] = evaluate.write_grid(pictures, self.run.samples / f"step_{step:08d}.png")
-        return out
+        if self.session.step % self.options.log_every == 0 or self.session.step == self.training.steps:
+            out["line"] = self.watch.line(lr)
+        self.log.progress(self.session.step, self.watch.loss, self.watch.rate)
+        return out | self._look()
 
-    def _log(self, lr: float) -> dict[str, Any]:
-        s = self.session
-        s.settle()
-        lag = float(s.ema.lag())
-        if not math.isfinite(lag):
-            s.refuse_infinite()
-        line = {
-            "step": s.step,
-            "images": s.step * self.training.batch,
-            **s.window.close(),
-            "lr": lr,
-            "ema_decay": s.ema.last,
-            "ema_lag": round(lag, 6) if math.isfinite(lag) else None,
-            "order": s.order,
-            "skipped": s.skipped,
-            "seconds": round(time.perf_counter() - self._began, 3),
-            "rate": round(self._rate, 2),
-        }
-        self.log.metrics(line)
-        self._loss = next((v for name, v in line.items() if name.endswith("loss")), None)
-        return line
+    def _look(self) -> dict[str, Any]:
+        """A look that a signal cuts short is owed: it is taken when the run goes on, so that no line is missing."""
+        try:
+            return self.watch.look(lambda: self.stop.asked)
+        except Interrupted:
+            self._owed = True
+            return {}
 
-    @property
-    def _rate(self) -> float:
-        """Images per second since the start."""
-        elapsed = time.perf_counter() - self._began
-        return (self.session.step - self._first) * self.training.batch / max(elapsed, 1e-9)
+    def _pay(self) -> None:
+        """Take the look that a signal cut short, and keep the checkpoint that knows of it."""
+        self._owed = False
+        self._look()
+        if not self._owed:
+            self._kept = -1
+            self._save()
+
+    def _ended(self, step: Step) -> Step:
+        """The step, with what was saved and whether a signal ends the run here."""
+        asked = self.world.any(self.stop.asked)
+        stopped = self.stop.signal or "SIGTERM" if asked else None  # SIGTERM: it was another process that was asked
+        return dataclasses.replace(step, stopped=stopped, saved=self._saved(stopped))
+
+    def _answer(self) -> str:
+        """How long a signal will have to wait."""
+        parts = self.backward.accumulate if self.world.size == 1 else 1
+        wait = self._seconds / parts
+        what = "micro-batch" if self.world.size == 1 else "step"
+        return f"stopping after this {what}{f', in about {wait:.0f} s' * (wait >= 2)}, and saving."
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
@@ -359,9 +367,10 @@ class _Trainer:
         s.refuse_infinite()
         if self.world.main and s.step != self._kept:
             self.log.sync()
-            state = {**s.state(), **self._facts(), "threads": self.threads}
+            state = {**s.state(), **self._facts(), "threads": self.threads, "owed": self._owed}
             store.save(self.run, s.step, s.tensors(), state, self.document)
             store.rotate(self.run, self.options.keep)
+            self.watch.data()
         self._kept = s.step
         self.world.barrier()
         return target

@@ -8,6 +8,20 @@ from torch import nn
 from sfumato.networks.embedding import Fourier, Sinusoidal
 from sfumato.networks.norm import Norm, group_count
 
+LIMITS = (  # (lowest, highest, fields)
+    (1, 3, ("dims",)),
+    (1, 10**13, ("channels", "out", "widths")),
+    (0, 10**13, ("stem", "context", "vector", "time_width", "embed")),
+    (1, 64, ("blocks", "patch")),
+    (0, 1024, ("attention", "pad")),
+    (1, 2**16, ("heads",)),
+    (0, 2**16, ("head_width", "groups")),
+    (0.0, 1.0, ("dropout",)),
+    (1e-30, 1.0, ("eps",)),
+    (-1e6, 1e6, ("rescale", "shift")),
+    (0.0, 1e6, ("fourier",)),
+)
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -40,6 +54,19 @@ class UNetConfig:
     cosine_first: bool = False
     fourier: float = 0.0  # scale of random Fourier features; 0: sinusoidal
     patch: int = 1  # side of the cells folded into channels at the input and back at the output
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no network can be. Widths may be of any size: what is too large is counted."""
+        for low, high, names in LIMITS:
+            for name in names:
+                value = getattr(self, name)
+                for number in value if isinstance(value, tuple) else (value,):
+                    if not low <= number <= high:
+                        raise ValueError(f"{name} is {number}, and must be from {low:g} to {high:g}")
+        if not 1 <= len(self.widths) <= 16 or len(self.attention) > 16 or len(self.pad) != 2:
+            raise ValueError("widths and attention are for 1 to 16 levels, and pad is two numbers")
+        if not self.fourier and self.features // 2 == self.shift:
+            raise ValueError(f"{self.features} features of the time are too few: a wider widths[0], or time_width")
 
     @property
     def embedding(self) -> int:

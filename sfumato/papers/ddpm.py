@@ -78,8 +78,14 @@ class Config:
     def __post_init__(self) -> None:
         if not 0.0 <= self.drop <= 1.0:
             raise UserError(f"drop is {self.drop}: it is the probability of withholding the label, from 0 to 1.")
-        if self.T < 1 or self.steps < 1 or not self.shift > 0:
-            raise UserError("T and steps must be at least 1, and shift greater than 0.")
+        if not (1 <= self.T <= 100_000 and 1 <= self.steps <= 100_000 and 0 < self.shift < 1e6):
+            raise UserError(
+                "T and steps must be at least 1 and at most 100,000, and shift greater than 0 and less than a million."
+            )
+        if not (2 <= len(self.shape) <= 4 and all(1 <= n <= 8192 for n in self.shape)):
+            raise UserError(
+                f"shape is {self.shape}: it is channels, then one to three sides, each number from 1 to 8192."
+            )
 
 
 def process_of(config: Config) -> Affine:

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -68,6 +69,8 @@ def damage(folder: Path, kind: str, draw: random.Random) -> str:
     elif kind == "flipped":
         content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         path.write_bytes(content)
+    elif kind == "emptied":
+        path.write_bytes(b"")
     elif kind == "longer":
         path.write_bytes(content + b"\0")
     elif kind == "missing":
@@ -94,6 +97,7 @@ def damage(folder: Path, kind: str, draw: random.Random) -> str:
         ("flipped", 300),
         pytest.param("truncated", 256, marks=pytest.mark.slow),
         pytest.param("flipped", 2000, marks=pytest.mark.slow),
+        ("emptied", 8),
         ("longer", 8),
         ("missing", 8),
         ("swapped", 8),
@@ -228,6 +232,73 @@ def test_a_full_disk_leaves_the_old_checkpoint(small_disk: Path) -> None:
         assert not list((out / "checkpoints").glob(".tmp-*"))
         sound += 1
     assert sound > 20
+
+
+def left_whole(out: Path, step: int) -> None:
+    """The checkpoint of `step` is the newest, good, and goes on after the next start, which sweeps what lies about."""
+    assert checkpoints(RunFolder(out))[0].name == f"step_{step:08d}"
+    check(checkpoints(RunFolder(out))[0], _CHECKPOINT, hashes=True)
+    train(toy(), options(out), resume=True)
+    assert not list(out.rglob(".tmp-*")) and checkpoints(RunFolder(out))[0].name == "step_00000040"
+
+
+@pytest.fixture
+def ordinary() -> Iterator[Path]:
+    """A folder of a user who may not write everywhere."""
+    where = Path(tempfile.mkdtemp())
+    where.chmod(0o777)
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    yield where
+    os.seteuid(before)
+    shutil.rmtree(where)
+
+
+@pytest.mark.parametrize("folder", ["checkpoints", "."])
+def test_a_folder_that_becomes_read_only(ordinary: Path, folder: str) -> None:
+    out = ordinary / "run"
+    part = steps(toy(), Pictures(), options(out, log_every=100))
+    for _ in islice(part, 15):
+        pass
+    (out / folder).chmod(0o555)
+    if folder == ".":
+        (out / "checkpoints").chmod(0o555)
+    with pytest.raises(UserError, match=r"could not be saved: Permission denied\. Earlier checkpoints are intact"):
+        list(part)
+    part.close()
+    if folder == ".":
+        with pytest.raises(UserError, match=r"Permission denied|cannot be written|Cannot write"):
+            train(toy(), options(out), resume=True)
+    (out / "checkpoints").chmod(0o755)
+    out.chmod(0o755)
+    left_whole(out, 10)
+
+
+@pytest.mark.parametrize("what", ["run", "run/checkpoints"])
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_a_folder_that_vanishes(tmp_path: Path, what: str, log_every: int) -> None:
+    """Moved away in the middle of a run: the run ends and says so, nothing is written into the void, and what was moved
+    goes on."""
+    part = steps(toy(), Pictures(), options(tmp_path / "run", log_every=log_every))
+    for _ in islice(part, 15):
+        pass
+    (tmp_path / what).rename(tmp_path / "away")
+    with pytest.raises(UserError, match=r"(could not be saved|cannot be written): No such file or directory"):
+        list(part)
+    part.close()
+    assert not (tmp_path / what).exists()
+    (tmp_path / "away").rename(tmp_path / what)
+    left_whole(tmp_path / "run", 10)
+
+
+def test_a_grid_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    part = steps(toy(), Pictures(), options(tmp_path, sample_every=10))
+    for _ in islice(part, 15):
+        pass
+    shutil.rmtree(tmp_path / "samples")
+    assert list(part)[-1].step == 40
+    assert "The grid of step 20 could not be written: No such file or directory." in (tmp_path / "log.txt").read_text()
 
 
 def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:

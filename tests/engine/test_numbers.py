@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from sfumato.engine import RunFolder, load, steps
 from sfumato.engine.backward import reproducible
 from sfumato.engine.state import checkpoints, infinite, read_tensors
 from sfumato.errors import UserError
-from sfumato.recipe import At, Loss, Recipe
+from sfumato.recipe import At, Loss, Phase, Recipe
 from tests.engine.compare import difference, same
 from tests.engine.toy import Config, Pictures, Toy, build_toy, options, toy, train
 
@@ -48,6 +49,7 @@ def test_a_bad_step_stops_the_run_when_asked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="step 18, with picture"):
         train(toy(nan=(17,)), options(tmp_path, on_nan="stop"))
     assert checkpoints(RunFolder(tmp_path))[0].name == "step_00000017" and sound(tmp_path)
+    assert "Ended: The loss or its gradient is not finite in step 18" in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("what", ["parameter", "gradient"])
@@ -78,9 +80,82 @@ def test_a_bad_average_is_never_saved(tmp_path: Path) -> None:
             break
     frame = run.gi_frame.f_locals["trainer"]
     frame.session.ema.tensors()["net.0.bias"][1] = float("inf")
-    with pytest.raises(UserError, match=r"net\.0\.bias \(ema\) is not finite after step 28"):
+    with pytest.raises(UserError, match=r"net\.0\.bias \(ema\) is not finite after step 24"):
         list(run)
     assert sound(tmp_path) and checkpoints(RunFolder(tmp_path))[0].name == "step_00000020"
+
+
+class Harm:
+    """Puts a NaN or an infinity somewhere while step `at` is under way."""
+
+    def __init__(self, recipe: Toy, what: str, at: int, value: float) -> None:
+        self.recipe, self.what, self.at, self.value = recipe, what, at, value
+        self.inner, recipe.loss = recipe.loss, self.loss
+
+    def loss(self, batch: dict, at: At) -> Loss:
+        seen = self.inner(batch, at)
+        if at.step != self.at:
+            return seen
+        if self.what == "loss":
+            wrong = torch.ones(len(seen.per_sample))
+            wrong[3] = self.value
+            return Loss(seen.value * wrong.mean(), seen.scalars, seen.per_sample * wrong, seen.t)
+        if self.what == "gradient":
+            return seen._replace(value=seen.value + (self.recipe.net[0].bias[5] * self.value))
+        return seen
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient", "parameter", "idle parameter", "average", "moment"])
+@pytest.mark.parametrize("times", [3, pytest.param(25, marks=pytest.mark.slow)])
+def test_bad_numbers_at_random_steps(tmp_path: Path, what: str, times: int) -> None:
+    """Caught within one step; the run skips it or ends; no checkpoint is ever bad."""
+    draw = random.Random(what)
+    for k in range(times):
+        at, value = draw.randrange(1, 38), draw.choice([float("nan"), float("inf"), float("-inf")])
+        out, recipe = tmp_path / str(k), toy()
+        recipe.spare = torch.nn.Parameter(torch.ones(3))
+        recipe.phases = lambda recipe=recipe: {"model": Phase((*recipe.net.parameters(), recipe.spare))}
+        Harm(recipe, what, at, value)
+        run = steps(recipe, Pictures(), options(out, save_every=3, log_every=1))
+        caught = None
+        try:
+            for step in run:
+                session = run.gi_frame.f_locals["trainer"].session
+                if session.skipped and caught is None:
+                    caught = step.step
+                if step.step == at:  # between two steps
+                    if what == "parameter":
+                        recipe.net[0].weight.data[4, 4] = value
+                    elif what == "idle parameter":  # an average of weights that no loss sees
+                        recipe.spare.data[1] = value
+                    elif what == "average":
+                        session.ema.tensors()["net.3.weight"][1, 1] = value
+                    elif what == "moment":
+                        session.units[0].optimiser._first[0][2, 2] = value
+        except UserError as problem:
+            assert "not finite" in str(problem)
+            caught = session.step + 1
+        if what in ("loss", "gradient"):
+            assert step.step == 40 and step.line["skipped"] == 1 and caught == at + 1
+            names = (
+                (out / "log.txt")
+                .read_text()
+                .split(f"in step {at + 1}, with ")[1]
+                .split(": step skipped")[0]
+                .split(", ")
+            )
+            assert all(name in Pictures().names for name in names) and len(names) == (1 if what == "loss" else 8)
+        else:
+            assert caught is not None and at + 1 <= caught <= at + 2, (what, at, caught)
+        assert not checkpoints(RunFolder(out)) or sound(out)
+
+
+def test_a_rate_of_a_thousand_is_bounded_and_explained(tmp_path: Path) -> None:
+    try:
+        train(toy(), options(tmp_path, lr=1e3, warmup=0, save_every=5, log_every=5))
+    except UserError as problem:
+        assert "--lr" in str(problem)
+    assert "lower --lr (1000)" in (tmp_path / "log.txt").read_text() and sound(tmp_path)
 
 
 def test_an_absurd_rate_is_explained(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_decisions_outlive_a_run_that_saved_nothing(tmp_path: Path, monkeypatch:
     machine(False, 1)
     train(toy(), options(tmp_path / "broken", **chosen), resume=True)
     private = RunFolder(tmp_path / "broken").private()
-    assert private["decided"] == {"precision": "bf16", "threads": 2} and private["data"] == "here"
+    assert private["decided"] == {"precision": "bf16", "threads": 2, "accumulate": 1} and private["data"] == "here"
     state = read_state(checkpoints(RunFolder(tmp_path / "broken"))[0])
     assert (state["precision"], state["threads"]) == ("bf16", 2) and torch.get_num_threads() == before
     assert same(tmp_path / "whole", tmp_path / "broken")

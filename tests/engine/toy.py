@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,8 +149,9 @@ def train(recipe: Recipe, chosen: Options, *, data: Any = None, resume: bool = F
     return list(steps(recipe, data or Pictures(), chosen, held=held, resume=resume))
 
 
-def main(out: str, settings: str) -> None:
-    """A run in a process of its own; settings is a Python dict of options, recipe changes under "recipe"."""
+def main(out: str, settings: str, told: Callable[[int], object] = print) -> None:
+    """A run in a process of its own, told of each step; settings is a Python dict of options, recipe changes under
+    "recipe"."""
     import ast
 
     given = ast.literal_eval(settings)
@@ -164,7 +165,7 @@ def main(out: str, settings: str) -> None:
         recipe.after = lambda at, seen: (time.sleep(seconds), inner(at, seen))[1]  # type: ignore[method-assign]
     last = None
     for last in steps(recipe, Pictures(), options(folder, **given), resume=(folder / "config.yaml").exists()):
-        print(last.step, flush=True)
+        told(last.step)
     if last is not None and last.stopped:
         from sfumato.engine import EXIT_CODES
 

@@ -1,0 +1,133 @@
+"""What a run shows of itself: lines of numbers, held-out losses, grids of pictures, and a word when it is unwell."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.engine import evaluate, health
+from sfumato.engine.log import Log
+from sfumato.engine.options import Options
+from sfumato.engine.order import Data, listed
+from sfumato.engine.run import RunFolder
+from sfumato.engine.session import Session
+
+__all__ = ["Watch"]
+
+_EXAMPLES = 64  # that tell how rough the data is, and what is odd about it
+
+
+class Watch:
+    """Looks at a session. Of `look` the process that writes, `run` given, shows the pictures."""
+
+    def __init__(
+        self,
+        session: Session,
+        options: Options,
+        held: Data | None,
+        run: RunFolder | None,
+        log: Log,
+        device: torch.device,
+    ) -> None:
+        self.session, self.options, self.held, self.run, self.log = session, options, held, run, log
+        self.device = device
+        self.newest: Mapping[str, Any] = run.newest_line() if run else {}
+        n = min(len(session.data), _EXAMPLES)
+        some: Tensor = session.data.batch(np.arange(n), None)["image"]
+        self.roughness = health.roughness(some)
+        for message in health.unusual(session.data.names, options.training.batch, some):
+            log.say(message)
+        self._began, self._first, self._warned = time.perf_counter(), session.step, False
+        self._told: set[str] = set()
+
+    def begin(self) -> None:
+        self._began, self._first = time.perf_counter(), self.session.step
+
+    @property
+    def rate(self) -> float:
+        """Images per second since the start."""
+        elapsed = time.perf_counter() - self._began
+        return (self.session.step - self._first) * self.options.training.batch / max(elapsed, 1e-9)
+
+    def line(self, lr: float) -> Mapping[str, Any]:
+        """The numbers since the last line, written down."""
+        s = self.session
+        s.settle()
+        lag = float(s.ema.lag())
+        self.newest = {
+            "step": s.step,
+            "images": s.step * self.options.training.batch,
+            **s.window.close(),
+            "lr": lr,
+            "ema_decay": s.ema.last,
+            "ema_lag": round(lag, 6) if math.isfinite(lag) else None,
+            "order": s.order,
+            "skipped": s.skipped,
+            "seconds": round(time.perf_counter() - self._began, 3),
+            "rate": round(self.rate, 2),
+        }
+        self.log.metrics(self.newest)
+        facts = self.facts()
+        if facts.diverged and not self._warned:
+            self._warned = True
+            self.log.say(f"Step {s.step:,}: {next(health.reasons(facts))}.")
+        return self.newest
+
+    @property
+    def loss(self) -> float | None:
+        return next((value for name, value in self.newest.items() if name.endswith("loss")), None)
+
+    def facts(self) -> health.Facts:
+        s = self.session
+        last = float(s.last) if self.loss is None and s.last is not None else self.loss
+        return health.Facts(
+            self.options.training, s.step, len(s.data), s.first or 0.0, last, s.ema.untrained, s.skipped
+        )
+
+    def look(self, halt: Callable[[], bool]) -> dict[str, Any]:
+        """Whatever is due at this step: a held-out loss, a grid. Raises Interrupted when asked to halt, and is then to
+        be asked again."""
+        o, s, out = self.options, self.session, dict[str, Any]()
+        if self.held is not None and self._due(o.evaluate_every):
+            with s.ema.swapped():
+                out["held"] = evaluate.held_loss(s.backward, self.held, s.step, halt=halt)
+        if self.run and self._due(o.sample_every):
+            with s.ema.swapped(), s.backward.autocast(), s.backward.eager():
+                pictures = evaluate.preview(s.recipe, o.preview, o.seed, self.device, halt=halt)
+            out["grid"] = self._grid(pictures, out.get("held"))
+        if "held" in out:
+            self.log.metrics({"step": s.step, **{f"held/{name}": value for name, value in out["held"].items()}})
+        return out
+
+    def data(self) -> None:
+        """Name the examples whose files were changed or lost since they were read. Training is not touched by it."""
+        now = {f"{entry.name} {entry.reason}" for entry in getattr(self.session.data, "changes", tuple)()}
+        if new := sorted(now - self._told):
+            self._told |= now
+            self.log.say(
+                f"The data is not what it was when this run read it, which goes on as it read it: {listed(new)}."
+            )
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and (self.session.step % every == 0 or self.session.step == self.options.training.steps)
+
+    def _grid(self, pictures: Tensor, held: Mapping[str, float] | None) -> Path | None:
+        assert self.run
+        noise = health.noisy(pictures, self.roughness)
+        if noise:
+            self.log.say(
+                f"The pictures of step {self.session.step:,} look like noise: {'; '.join(health.reasons(self.facts()))}."
+            )
+        text = health.caption(self.newest, held, noise) if self.newest else ""
+        try:
+            return evaluate.write_grid(pictures, self.run.samples / f"step_{self.session.step:08d}.png", text)
+        except OSError as error:
+            self.log.say(f"The grid of step {self.session.step:,} could not be written: {error.strerror or error}.")
+            return None
