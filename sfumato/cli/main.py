@@ -22,6 +22,8 @@ VERBS = {
     "demo": "train on real letters and write a word in letters that the model invented",
     "train": "train a paper's model on your pictures, resume a run, or fine-tune one",
     "sample": "make pictures with a trained run",
+    "bench": "compare samplers on a run: bench samplers RUN",
+    "likelihood": "how probable a trained run thinks pictures are, the strangest first",
     "papers": "the papers that can be trained, or one of them in full",
     "data": "look at a data set before training: data check DATA",
     "inspect": "what a run, a .safetensors file or a picture says of itself",

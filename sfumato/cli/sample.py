@@ -18,7 +18,7 @@ from sfumato.cli.plan import memory_of
 from sfumato.cli.progress import Progress
 from sfumato.cli.request import Request, from_settings, refuse_numbers
 from sfumato.cli.runs import described, done, find_run, free_folder, model_hash, opened, writable
-from sfumato.cli.samplers import chosen, facts, length, own_sampler
+from sfumato.cli.samplers import SAMPLERS, SPACINGS, chosen, facts, length, own_sampler
 from sfumato.cli.show import size
 from sfumato.cli.studio import Studio
 from sfumato.data.pictures import read_settings
@@ -34,7 +34,7 @@ EXAMPLES = """\
 examples
   sfumato sample runs/photos                            64 pictures and a grid
   sfumato sample runs/letters --label A,B --guidance 2  classes, and how strongly they are meant
-  sfumato sample runs/photos --sampler ddim --steps 50  another way to walk from noise to picture
+  sfumato sample runs/photos --sampler auto --steps 20  another way to walk from noise to picture
   sfumato sample runs/photos --like grid.png --n 256    as that picture was made, but more"""
 
 
@@ -50,12 +50,10 @@ class Sample:
     seed: Annotated[int | None, option("of the first picture", "N", "0")] = None
     label: Annotated[str, option("classes, used in turn", "NAME[,NAME]", "all in turn")] = ""
     guidance: Annotated[float | None, option("how strongly the class is meant", "SCALE", "1, off")] = None
-    sampler: Annotated[Literal["ddpm", "ddim"] | None, option("how to walk", None, "the paper's")] = None
+    sampler: Annotated[str | None, option("how to walk", "|".join(SAMPLERS), "the paper's")] = None
     steps: Annotated[int | None, option("fewer is faster", "N", "the sampler's")] = None
-    spacing: Annotated[
-        Literal["uniform", "leading", "quadratic"] | None, option("where the steps lie", None, "uniform")
-    ] = None
-    eta: Annotated[float | None, option("ddim: noise added on the way", "0..1", "0")] = None
+    spacing: Annotated[str | None, option("where the steps lie", "|".join(SPACINGS), "the sampler's")] = None
+    eta: Annotated[float | None, option("noise added on the way: ddim, ..._a, ..._sde", "0..1", "the sampler's")] = None
     size: Annotated[str, option("pixels", "N|WxH", "as trained")] = ""
     like: Annotated[
         Path | None, option("repeat the settings of this PNG; other options override them", "PICTURE", "")

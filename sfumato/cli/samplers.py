@@ -5,17 +5,62 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from sfumato.cli.parse import nearest
 from sfumato.core import times
 from sfumato.core.posterior import Variance, large, small
 from sfumato.errors import UserError
 from sfumato.recipe import Recipe
+from sfumato.samplers import pndm
+from sfumato.samplers.adaptive import ODE45
 from sfumato.samplers.ancestral import DDIM, Ancestral
+from sfumato.samplers.auto import Auto
+from sfumato.samplers.langevin import PredictorCorrector
+from sfumato.samplers.multistep import DEIS, LMS, DPMpp2M, DPMpp2MSDE, DPMpp3M, DPMpp3MSDE
+from sfumato.samplers.ode import DPM2, DPM2Ancestral, DPMpp2S, DPMppSDE, DPMSolver, Euler, EulerAncestral, Heun
 from sfumato.samplers.sampler import Sampler
+from sfumato.samplers.sde import SSCS, EulerMaruyama, quadratic_striding, striding
+from sfumato.samplers.unipc import UniPC
 
 __all__ = ["SAMPLERS", "SPACINGS", "VARIANCES", "chosen", "facts", "length", "own_sampler"]
 
-SAMPLERS: dict[str, type[Sampler]] = {"ddpm": Ancestral, "ddim": DDIM}
-SPACINGS: dict[str, times.Spacing] = {"uniform": times.uniform, "leading": times.leading, "quadratic": times.quadratic}
+SAMPLERS: dict[str, Sampler] = {
+    "auto": Auto(),
+    "ddpm": Ancestral(),
+    "ddim": DDIM(),
+    "pndm": pndm.PNDM(50),
+    "euler": Euler(30, times.power),
+    "heun": Heun(18, times.power),
+    "euler_a": EulerAncestral(30, times.power),
+    "lms": LMS(30, times.power),
+    "dpm2": DPM2(18, times.power),
+    "dpm2_a": DPM2Ancestral(18, times.power),
+    "dpm_solver": DPMSolver(15, times.log_snr),
+    "dpmpp": DPMpp2M(30, times.log_snr),
+    "dpmpp_3m": DPMpp3M(30, times.log_snr),
+    "dpmpp_2s": DPMpp2S(18, times.log_snr),
+    "dpmpp_sde": DPMppSDE(25, times.log_snr),
+    "dpmpp_2m_sde": DPMpp2MSDE(30, times.log_snr),
+    "dpmpp_3m_sde": DPMpp3MSDE(30, times.log_snr),
+    "deis": DEIS(30, times.log_snr),
+    "unipc": UniPC(20, times.log_snr),
+    "ode45": ODE45(),
+    "em": EulerMaruyama(),
+    "pc": PredictorCorrector(),
+    "sscs": SSCS(),
+}
+"""Each as it is when nothing else is asked for: with steps and a grid that suit it."""
+
+SPACINGS: dict[str, times.Spacing] = {
+    "balanced": times.balanced,
+    "uniform": times.uniform,
+    "quadratic": times.quadratic,
+    "power": times.power,
+    "log_snr": times.log_snr,
+    "leading": times.leading,
+    "trailing": times.trailing,
+    "striding": striding,
+    "quadratic_striding": quadratic_striding,
+}
 VARIANCES: dict[str, Variance] = {"small": small, "large": large}
 
 
@@ -36,7 +81,7 @@ def chosen(
     variance: str | None = None,
 ) -> Sampler:
     """The paper's own sampler, or the named one, with the fields that were asked for. Raises UserError."""
-    base = own if name is None or type(own) is SAMPLERS.get(name) else _named(name)
+    base = own if name is None or name == facts(own)["sampler"] else _named(name)
     asked: dict[str, Any] = {
         "steps": steps,
         "eta": eta,
@@ -44,7 +89,7 @@ def chosen(
         "variance": _function(VARIANCES, variance, "variance"),
     }
     asked = {field: value for field, value in asked.items() if value is not None}
-    for field in asked.keys() - _fields(type(base)):
+    for field in asked.keys() - _fields(base):
         having = [other for other, kind in SAMPLERS.items() if field in _fields(kind)]
         raise UserError(
             f"--{field} does nothing for this sampler, {facts(base)['sampler']}: "
@@ -58,8 +103,9 @@ def chosen(
 
 def _named(name: str) -> Sampler:
     if name not in SAMPLERS:
-        raise UserError(f"there is no sampler '{name}': choose {' or '.join(SAMPLERS)} with --sampler.")
-    return SAMPLERS[name]()
+        hint = nearest(name, list(SAMPLERS), f" choose one of {', '.join(SAMPLERS)}.")
+        raise UserError(f"there is no sampler '{name}':{hint}")
+    return SAMPLERS[name]
 
 
 def _function(table: dict[str, Any], name: str | None, what: str) -> Any:
@@ -68,14 +114,14 @@ def _function(table: dict[str, Any], name: str | None, what: str) -> Any:
     return None if name is None else table[name]
 
 
-def _fields(kind: type[Sampler]) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)}
+def _fields(sampler: Sampler) -> set[str]:
+    return {field.name for field in dataclasses.fields(sampler)}
 
 
 def facts(sampler: Sampler) -> dict[str, Any]:
     """The sampler as plain values that `chosen` takes back; functions by their name."""
-    names = {kind: name for name, kind in SAMPLERS.items()}
-    fields = {name: getattr(sampler, name) for name in _fields(type(sampler))}
+    names = {type(known): name for name, known in SAMPLERS.items()}
+    fields = {name: getattr(sampler, name) for name in _fields(sampler)}
     return {
         "sampler": names.get(type(sampler), type(sampler).__name__.lower()),
         **{name: getattr(value, "__name__", value) for name, value in fields.items()},
@@ -83,20 +129,12 @@ def facts(sampler: Sampler) -> dict[str, Any]:
 
 
 def length(sampler: Sampler, recipe: Recipe) -> int:
-    """How many steps the sampler takes on this recipe's process. Raises UserError where it cannot."""
+    """How many steps the sampler takes on this recipe's process. Raises UserError where it cannot walk it."""
     process: Any = getattr(getattr(recipe, "denoiser", None), "process", None)
     if process is None:
         return sampler.steps
-    spacing = getattr(sampler.spacing, "__name__", "")
-    if hasattr(process, "__len__") and sampler.spacing is not times.uniform and sampler.steps > len(process):
-        raise UserError(
-            f"{spacing} spacing cannot pick {sampler.steps} steps from the {len(process)} that this run "
-            f"was trained on: give --steps {len(process)} or fewer, or --spacing uniform."
-        )
     try:
+        sampler.check(process)
         return len(sampler.spacing(process, sampler.steps, 1.0, 0.0)) - 1
-    except ValueError:
-        raise UserError(
-            f"{spacing} spacing picks steps from a table, and this run was trained in continuous time: "
-            "give --spacing uniform."
-        ) from None
+    except ValueError as error:
+        raise UserError(f"{str(error).rstrip('.')}.") from None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Estimate", "Scalar", "like"]
 
 Scalar = float | Tensor  # a host float where the batch shares t, else (B,) float64
-Row = tuple[Scalar, Scalar]  # weights of the two kept tensors
+Row = tuple[Scalar, ...]  # weights of the tensors an Estimate keeps: two, and three in the phase space
 
 
 def like(c: Scalar, x: Tensor) -> Scalar:
@@ -133,13 +133,13 @@ class Estimate:
 
     def with_x0(self, x0: Tensor) -> Estimate:
         """The same x_t explained by another x0; eps follows, so that the split stays consistent."""
-        other = Estimate.from_x0(self.process, self.point, self.xt, x0)
+        other = self.from_x0(self.process, self.point, self.xt, x0)
         other.nu = self.nu
         return other
 
     def with_eps(self, eps: Tensor) -> Estimate:
         """The same x_t explained by another eps; x0 follows."""
-        other = Estimate.from_eps(self.process, self.point, self.xt, eps)
+        other = self.from_eps(self.process, self.point, self.xt, eps)
         other.nu = self.nu
         return other
 
@@ -148,7 +148,7 @@ class Estimate:
         n = len(xt)
         rows = slice(k * n, (k + 1) * n)
         nu = None if self.nu is None else self.nu[rows]
-        return Estimate(self.process, self.point, xt, self._b[rows], self.row_x0, self.row_eps, xt, nu)
+        return type(self)(self.process, self.point, xt, self._b[rows], self.row_x0, self.row_eps, xt, nu)
 
     def lerp(self, other: Estimate, w: float) -> Estimate:
         """(1 - w) self + w other, exact in every view at once. Both must explain the same x_t at the same t.
@@ -157,7 +157,7 @@ class Estimate:
         """
         if self.row_x0 is other.row_x0 and self._a is other._a:  # two answers of one network: mix those
             mixed = torch.lerp(self._b, other._b, w)
-            return Estimate(self.process, self.point, self._a, mixed, self.row_x0, self.row_eps, self._xt, self.nu)
+            return type(self)(self.process, self.point, self._a, mixed, self.row_x0, self.row_eps, self._xt, self.nu)
         return self.with_x0(torch.lerp(self.x0, other.x0, w))
 
 

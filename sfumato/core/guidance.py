@@ -10,7 +10,7 @@ from torch import Tensor
 from sfumato.core.cond import Cond
 from sfumato.core.denoiser import Denoiser, Given
 from sfumato.core.estimate import Estimate
-from sfumato.core.process import Affine, Point
+from sfumato.core.process import Point, Process
 
 __all__ = ["Guided", "classifier_free", "clip", "project"]
 
@@ -20,7 +20,7 @@ class Guided:
 
     __slots__ = ("function", "process")
 
-    def __init__(self, process: Affine, function: Callable[[Tensor, Point], Estimate]) -> None:
+    def __init__(self, process: Process, function: Callable[[Tensor, Point], Estimate]) -> None:
         self.process, self.function = process, function
 
     def __call__(self, xt: Tensor, t: Point | Tensor | float) -> Estimate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,20 +24,25 @@ __all__ = [
     "bound",
     "decoder_bits",
     "denoising",
+    "held",
     "min_snr",
     "prior_bits",
     "snr",
+    "step_bits",
     "truncated_snr",
     "variational_bound",
     "views",
 ]
 
 
+Weight = Callable[[Any, Point], Scalar]  # (process, point): of any process, or of the kind it was written for
+
+
 class View(NamedTuple):
     """A way to look at an Estimate, and by how much its squared error exceeds that of x0 at the same x_t."""
 
     see: Callable[[Estimate], Tensor]
-    gain: Callable[[Affine, Point], Scalar]
+    gain: Weight
 
     def __call__(self, estimate: Estimate) -> Tensor:
         return self.see(estimate)
@@ -63,8 +68,6 @@ class views:
 
 
 # -- weights: of the squared error in x0, whatever the view ------------------------------------------------------------
-
-Weight = Callable[[Affine, Point], Scalar]
 
 
 def snr(process: Affine, p: Point) -> Scalar:
@@ -112,34 +115,66 @@ def denoising(
 # -- the variational bound ---------------------------------------------------------------------------------------------
 
 
-def bound(truth: Estimate, guess: Estimate, s: Point | Tensor | float, *, variance: Variance = small) -> Tensor:
+def bound(
+    truth: Estimate, guess: Estimate, s: Point | Tensor | float, *, variance: Variance = small, least: float = 0.0
+) -> Tensor:
     """(B,) KL of one step t -> s between q(x_s | x_t, x0) and the model's, in bits per dimension (Ho et al. eq. 5,
     L_{t-1}).
 
-    Both have fixed means; the model's variance is `variance(t, s)`. s must be noisier than clean: the last step is
-    `decoder_bits`."""
+    The model's variance is `variance(t, s, nu)` with the guess's nu. s must be noisier than clean, where the true
+    variance is 0 (unless `least` stands for it): the last step is `decoder_bits`."""
     t, s = truth.point, truth.process.at(s)
-    true, model = small(t, s), variance(t, s)
-    ratio = torch.as_tensor(true / model, dtype=torch.float64)
+    true, model = small(t, s, least=least), _tensor(variance(t, s, guess.nu, least))
     # the two means differ only through x0: mean = (alpha_s - r sigma_s^2 alpha_t / sigma_t^2) x0 + (...) x_t
     c = s.alpha - t.alpha / s.alpha * s.sigma * s.sigma * t.alpha / (t.sigma * t.sigma)
-    square = (truth.x0 - guess.x0).square().flatten(1).mean(1)
-    kl = 0.5 * (like(ratio - 1.0 - ratio.log(), square) + square * like(c * c / model, square))
-    return kl / math.log(2.0)
+    square = (truth.x0 - guess.x0).square()
+    u = (model / like(true, model)).log()
+    kl = like(torch.expm1(-u) + u, square) + square * (like(c, square) ** 2 / like(model, square))
+    return 0.5 / math.log(2.0) * kl.flatten(1).mean(1)
 
 
-def decoder_bits(x0: Tensor, mean: Tensor, variance: Scalar) -> Tensor:
+def step_bits(
+    truth: Estimate,
+    guess: Estimate,
+    s: Point | Tensor | float,
+    *,
+    least: float,
+    variance: Variance = small,
+    levels: int = 256,
+) -> Tensor:
+    """(B,) bits per dimension of the step t -> s, each example's own where they are (B,): `bound`, and `decoder_bits`
+    where s is clean, with the variance `least` in place of the posterior's 0.
+
+    With `learned` and `held(guess)` it is L_vlb, which the hybrid loss of Nichol & Dhariwal 2021 adds (eq. 16)."""
+    s = truth.process.at(s)
+    if not isinstance(s.sigma, Tensor) and s.sigma:
+        return bound(truth, guess, s, variance=variance)
+    decoder = decoder_bits(truth.x0, guess.x0, variance(truth.point, s, guess.nu, least), levels=levels)
+    if not isinstance(s.sigma, Tensor):
+        return decoder
+    inner = bound(truth, guess, s, variance=variance, least=least)
+    return torch.where((s.sigma == 0.0).to(inner.device), decoder, inner)
+
+
+def held(guess: Estimate) -> Estimate:
+    """The guess with its mean held: gradients reach the variance alone (Nichol & Dhariwal 2021, section 3.1)."""
+    return guess.with_x0(guess.x0.detach())
+
+
+def _tensor(c: Scalar) -> Tensor:
+    return c if isinstance(c, Tensor) else torch.tensor(c, dtype=torch.float64)
+
+
+def decoder_bits(x0: Tensor, mean: Tensor, variance: Scalar, *, levels: int = 256) -> Tensor:
     """(B,) -log2 p(x0 | x_1) per dimension of the discretised decoder (Ho et al. eq. 13).
 
-    x0 in [-1, 1] on 256 levels; bins have half-width 1/255, the outer two are open. The normal distribution function
-    is exact (the official code takes a tanh approximation, off by up to 3e-4)."""
-    std = like(torch.as_tensor(variance, dtype=torch.float64).sqrt(), x0)
-    centred = x0 - mean
-    upper, lower = (centred + 1 / 255) / std, (centred - 1 / 255) / std
+    x0 on `levels` values from -1 to 1; bins have half-width 1 / (levels - 1), the outer two are open. The normal
+    distribution function is exact (the official code takes a tanh approximation, off by up to 3e-4)."""
+    half, std, centred = 1 / (levels - 1), like(_tensor(variance).sqrt(), x0), x0 - mean
+    upper, lower = (centred + half) / std, (centred - half) / std
     inside = torch.special.ndtr(upper) - torch.special.ndtr(lower)
-    mass = torch.where(
-        x0 < -0.999, torch.special.ndtr(upper), torch.where(x0 > 0.999, torch.special.ndtr(-lower), inside)
-    )
+    outside = torch.special.ndtr(torch.where(x0 < 0, upper, -lower))
+    mass = torch.where(x0.abs() > 1 - half, outside, inside)
     return -mass.clamp(min=1e-12).log2().flatten(1).mean(1)
 
 
@@ -153,32 +188,44 @@ def prior_bits(process: Affine, x0: Tensor) -> Tensor:
 
 
 class Bound(NamedTuple):
-    """The variational bound and its terms, in bits per dimension."""
+    """The variational bound and its terms, in bits per dimension, and how far the guesses were off at each step."""
 
     total: Tensor  # (B,)
     prior: Tensor  # (B,)
     steps: Tensor  # (S, B): the KL of every step, noisiest first; the last row is the decoder
+    x0: Tensor  # (S, B): mean squared error of x0
+    eps: Tensor  # (S, B): mean squared error of eps
 
 
 @torch.no_grad()
 def variational_bound(
-    denoiser: Denoiser, x0: Tensor, grid: Sequence[float] | Tensor, *, rng: Seeds, variance: Variance = small
+    denoiser: Denoiser,
+    x0: Tensor,
+    grid: Sequence[float] | Tensor,
+    *,
+    rng: Seeds,
+    variance: Variance = small,
+    levels: int = 256,
+    show: Callable[[float], object] = lambda done: None,
 ) -> Bound:
-    """-log p(x0) is at most this (Ho et al. eq. 5), one draw of noise per step; x0 (B, C, *S) on 256 levels of [-1, 1].
+    """-log p(x0) is at most this (Ho et al. eq. 5), one draw of noise per step; x0 (B, C, *S) on `levels` of [-1, 1].
 
-    `grid` falls from 1 to 0. The last step's variance is that of the step before it (the official code: q(x_1 | x_2,
-    x0)'s)."""
-    points = denoiser.process.points(grid)
-    if len(points) < 3:
-        raise ValueError("the bound needs two steps or more: the decoder takes the variance of the step before")
-    rows = []
-    for t, s in itertools.pairwise(points):
-        truth = denoiser.process.noise(x0, t, denoiser.process.draw(x0, rng))
+    `grid` falls from 1 to 0. The last step's small variance is that of the step before it (the official code: q(x_1 |
+    x_2, x0)'s). `show` is told the share that is done. Raises ValueError for another grid or kind of process."""
+    process = denoiser.process
+    if not isinstance(process, Affine):
+        raise ValueError(f"the bound needs x_t = alpha x0 + sigma eps, not {process}")
+    points = process.points(grid)
+    if len(points) < 3 or points[0].t != 1.0 or points[-1].sigma != 0.0:
+        raise ValueError("the bound needs a grid from 1 to 0 of two steps or more")
+    least, rows = float(small(points[-3], points[-2])), []
+    for i, (t, s) in enumerate(itertools.pairwise(points), 1):
+        truth = process.noise(x0, t, process.draw(x0, rng))
         guess = denoiser(truth.xt, t)
-        rows.append(
-            decoder_bits(x0, guess.x0, small(points[-3], points[-2]))
-            if s.sigma == 0.0
-            else bound(truth, guess, s, variance=variance)
-        )
-    steps, prior = torch.stack(rows), prior_bits(denoiser.process, x0)
-    return Bound(steps.sum(0) + prior, prior, steps)
+        bits = step_bits(truth, guess, s, least=least, variance=variance, levels=levels)
+        errors = ((view(guess) - view(truth)).square().flatten(1).mean(1) for view in (views.x0, views.eps))
+        rows.append(torch.stack([bits, *errors]))
+        show(i / (len(points) - 1))
+    steps, errors_x0, errors_eps = torch.stack(rows, 1)
+    prior = prior_bits(process, x0)
+    return Bound(steps.sum(0) + prior, prior, steps, errors_x0, errors_eps)

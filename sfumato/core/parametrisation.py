@@ -6,13 +6,16 @@ not, the row follows from `x_t = alpha x0 + sigma eps`. Stating it keeps both ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
+
+from torch import Tensor
 
 from sfumato.core.estimate import Row, Scalar, reciprocal
 from sfumato.core.process import Affine, Point
 
-__all__ = ["Coefficients", "Parametrisation", "eps", "v", "x0"]
+__all__ = ["Coefficients", "Parametrisation", "edm", "eps", "score", "v", "velocity", "x0"]
 
 
 class Coefficients(NamedTuple):
@@ -49,3 +52,37 @@ def v(process: Affine, point: Point) -> Coefficients:
     a, s = point.alpha, point.sigma
     inverse = 1.0 / (a * a + s * s)
     return Coefficients(a * inverse, -s * inverse, 1.0, point.time, (s * inverse, a * inverse))
+
+
+def score(process: Affine, point: Point) -> Coefficients:
+    """F is the score, grad log p(x_t) (Song et al. 2021; what their VE networks give). Needs alpha > 0."""
+    inverse, s = reciprocal(point.alpha), point.sigma
+    return Coefficients(inverse, s * s * inverse, 1.0, point.time, (0.0, -s))
+
+
+def velocity(process: Affine, point: Point) -> Coefficients:
+    """F is dx/dt = alpha' x0 + sigma' eps of the probability flow (flow matching)."""
+    (da, ds), a, s = process.rates(point.t), point.alpha, point.sigma
+    inverse = 1.0 / (a * ds - s * da)
+    return Coefficients(ds * inverse, -s * inverse, 1.0, point.time, (-da * inverse, a * inverse))
+
+
+def edm(data_std: float = 0.5) -> Parametrisation:
+    """x0 = c_skip x + c_out F(c_in x, log(s) / 4) with x = x_t / alpha, s = sigma / alpha (Karras et al. 2022, table
+    1): input and target have unit variance when the data's deviation is `data_std`. Needs alpha > 0."""
+
+    def coefficients(process: Affine, point: Point) -> Coefficients:
+        scale = reciprocal(point.alpha)
+        s = point.sigma * scale
+        inverse = 1.0 / (s * s + data_std * data_std)
+        root = inverse**0.5
+        log = s.clamp(min=1e-12).log() if isinstance(s, Tensor) else math.log(max(s, 1e-12))
+        return Coefficients(
+            data_std * data_std * inverse * scale,
+            s * data_std * root,
+            root * scale,
+            log / 4,
+            (s * inverse * scale, -data_std * root),
+        )
+
+    return coefficients

@@ -1,18 +1,32 @@
 """One step of the reverse chain, t -> s, in closed form: q(x_s | x_t, x0) of an affine process (Ho et al. eqs. 6-7).
 
 Its mean is alpha_s x0 + c eps with c = r sigma_s^2 / sigma_t, r = alpha_t / alpha_s, so that a step needs the two
-views of an Estimate and no more. `small` and `large` are the two fixed variances of DDPM section 3.2."""
+views of an Estimate and no more. `small` and `large` are the two fixed variances of DDPM section 3.2, `learned` lies
+where the network says between them. All are functions of the two points alone: any respacing of a chain is one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
-from sfumato.core.estimate import Scalar
+import torch
+from torch import Tensor
+
+from sfumato.core.estimate import Scalar, like
 from sfumato.core.process import Point
 
-__all__ = ["Variance", "eps_weight", "large", "small"]
+__all__ = ["Variance", "eps_weight", "large", "learned", "small"]
 
-Variance = Callable[[Point, Point], Scalar]  # (t, s) -> variance of x_s given x_t
+FLOOR = 1e-20  # of a variance whose logarithm is taken
+
+
+class Variance(Protocol):
+    """(t, s) -> the variance of x_s given x_t: a float, (B,), or (B, C, *S) where it is learned.
+
+    `nu` (B, C, *S) is the Estimate's. At the step to clean data the posterior's variance is 0: `least` stands for it
+    there, which matters to the decoder of the bound alone. The official codes take the posterior's of the step before.
+    """
+
+    def __call__(self, t: Point, s: Point, nu: Tensor | None = None, least: float = 0.0) -> Scalar: ...
 
 
 def eps_weight(t: Point, s: Point) -> Scalar:
@@ -20,12 +34,37 @@ def eps_weight(t: Point, s: Point) -> Scalar:
     return t.alpha / s.alpha * s.sigma * s.sigma / t.sigma
 
 
-def large(t: Point, s: Point) -> Scalar:
-    """sigma_t^2 - r^2 sigma_s^2, the variance of x_t given x_s: beta_t of DDPM ("fixedlarge")."""
+def large(t: Point, s: Point, nu: Tensor | None = None, least: float = 0.0) -> Scalar:
+    """sigma_t^2 - r^2 sigma_s^2, the variance of x_t given x_s: beta_t of DDPM ("fixedlarge", whose decoder has the
+    small variance)."""
+    return _at_least(_added(t, s), s, least)
+
+
+def small(t: Point, s: Point, nu: Tensor | None = None, least: float = 0.0) -> Scalar:
+    """The variance of q(x_s | x_t, x0): beta-tilde of DDPM eq. 7 ("fixedsmall")."""
+    return _at_least(_added(t, s) * (s.sigma / t.sigma) ** 2, s, least)
+
+
+def learned(t: Point, s: Point, nu: Tensor | None = None, least: float = 0.0) -> Tensor:
+    """exp(nu log large + (1 - nu) log small) (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15); nu may leave [0, 1].
+
+    As powers, so that nu = 0 and 1 give the two ends to the bit. Raises ValueError where the network gave no nu."""
+    if nu is None:
+        raise ValueError("this network does not learn its variance: use the small or the large one")
+    low = small(t, s, least=least)
+    low = low.clamp(min=FLOOR) if isinstance(low, Tensor) else max(low, FLOOR)
+    variance: Tensor = like(low, nu) ** (1.0 - nu) * like(_added(t, s), nu) ** nu
+    return variance
+
+
+def _added(t: Point, s: Point) -> Scalar:
     r = t.alpha / s.alpha
     return t.sigma * t.sigma - r * r * s.sigma * s.sigma
 
 
-def small(t: Point, s: Point) -> Scalar:
-    """The variance of q(x_s | x_t, x0): beta-tilde of DDPM eq. 7 ("fixedsmall")."""
-    return large(t, s) * (s.sigma / t.sigma) ** 2
+def _at_least(variance: Scalar, s: Point, least: float) -> Scalar:
+    if least == 0.0:
+        return variance
+    if isinstance(s.sigma, Tensor):
+        return torch.where(s.sigma == 0.0, least, variance)
+    return variance if s.sigma else least

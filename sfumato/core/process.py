@@ -32,6 +32,16 @@ class Point:
         self.t, self.alpha, self.sigma, self.time = t, alpha, sigma, time
         self.plan: Any = None
 
+    @property
+    def ratio(self) -> float:
+        """sigma / alpha, the noise level of x_t / alpha; inf without signal. For a t that the batch shares."""
+        return float(self.sigma / self.alpha) if self.alpha else math.inf
+
+    @property
+    def lam(self) -> float:
+        """log(alpha / sigma), half the log signal-to-noise ratio; inf at t = 0. For a t that the batch shares."""
+        return -math.log(self.ratio) if self.ratio else math.inf
+
     def __repr__(self) -> str:
         return f"Point(t={self.t}, alpha={self.alpha}, sigma={self.sigma}, time={self.time})"
 
@@ -44,6 +54,7 @@ class Process(ABC):
     """dx = drift dt + diffusion dw, whose noised points can be split exactly."""
 
     constant: bool = False  # its numbers never change: samplers may keep the points of a grid
+    first: float = 1e-3  # the least t > 0 that networks are trained at and samplers stop at before t = 0
 
     @abstractmethod
     def at(self, t: Times) -> Point:

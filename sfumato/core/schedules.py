@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfumato.core.process import Affine
+from sfumato.core.process import INSTANT, Affine
 
-__all__ = ["VP", "Betas", "Cosine", "Discrete", "betas"]
+__all__ = ["EDM", "VE", "VP", "Betas", "Cosine", "Discrete", "Flow", "Levels", "SubVP", "betas"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,85 @@ class VP(Affine):
     prior_std = 1.0
     constant = True
 
+    def _log_power(self, t: Tensor) -> Tensor:
+        """log alpha^2."""
+        return -0.5 * t * t * (self.high - self.low) - t * self.low
+
     def alpha(self, t: Tensor) -> Tensor:
-        return torch.exp(-0.25 * t * t * (self.high - self.low) - 0.5 * t * self.low)
+        return torch.exp(0.5 * self._log_power(t))
 
     def sigma(self, t: Tensor) -> Tensor:
-        return torch.sqrt(-torch.expm1(-0.5 * t * t * (self.high - self.low) - t * self.low))
+        return torch.sqrt(-torch.expm1(self._log_power(t)))
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return self.times * t
+
+
+@dataclass(frozen=True)
+class SubVP(VP):
+    """Sub-VP SDE (Song et al. 2021, eq. 34): VP's alpha, and sigma = 1 - alpha^2, never above VP's."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return -torch.expm1(self._log_power(t))
+
+
+@dataclass(frozen=True)
+class VE(Affine):
+    """Variance-exploding SDE (Song et al. 2021, eq. 30-31): sigma = low (high / low)^t for t > 0, and 0 at t = 0, so
+    that the last step of a sampler reaches clean data. Networks are told sigma."""
+
+    low: float = 0.01
+    high: float = 50.0
+    first = INSTANT
+    constant = True
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.where(t > 0, self.low * (self.high / self.low) ** t, 0.0)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return self.sigma(t)
+
+
+@dataclass(frozen=True)
+class EDM(Affine):
+    """x_t = x_0 + sigma eps with sigma = high t (Karras et al. 2022, table 1); `low` is the least noise that networks
+    know. They are told log(sigma) / 4."""
+
+    low: float = 0.002
+    high: float = 80.0
+    constant = True
+
+    @property
+    def first(self) -> float:  # type: ignore[override]
+        return self.low / self.high
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.high * t
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return self.sigma(t).clamp(min=self.low).log() / 4
+
+
+@dataclass(frozen=True)
+class Flow(Affine):
+    """x_t = (1 - t) x_0 + t eps: rectified flow and flow matching (Liu et al. 2022, arXiv:2209.03003; Lipman et al.
+    2022), with noise at t = 1 as everywhere here. Networks are told `times` x t."""
+
+    times: float = 1000.0
+    prior_std = 1.0
+    constant = True
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1.0 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t * 1.0
 
     def network_time(self, t: Tensor) -> Tensor:
         return self.times * t
@@ -114,17 +188,46 @@ class betas:
         )
 
 
-class Discrete(Affine):
-    """A table of T betas as a continuous process: alpha^2 at t = (k+1)/T is prod_{i <= k} (1 - beta_i) (Ho et al. eq.
-    4).
+class _Table(Affine):
+    """T values of log(sigma / alpha) at t = 1/T, 2/T, ..., 1, linear in t between; below the first, where it has no
+    finite end, sigma / alpha is linear, so that t = 0 is exactly clean."""
 
-    t = 0 is exactly clean. Between entries log(sigma / alpha) is linear in t; below the first entry, where it has no
-    finite end, sigma / alpha is. The network's time is T t - 1, held at 0 below the first entry.
-    Raises ValueError when a beta leaves (0, 1].
-    """
+    constant = True
+
+    def __init__(self, knots: Tensor) -> None:
+        self._knots = knots
+
+    def __len__(self) -> int:
+        return len(self._knots)
+
+    @property
+    def first(self) -> float:  # type: ignore[override]
+        return 1.0 / len(self)
+
+    def index(self, t: Tensor) -> Tensor:
+        """T t - 1, rounded to the entry where it is one (t may carry the rounding of a grid)."""
+        k = len(self) * t - 1
+        off = (k.round() - k).detach()
+        return k + torch.where(off.abs() < 1e-9, off, 0.0)
+
+    def _log_ratio(self, t: Tensor) -> Tensor:
+        """log(sigma / alpha) at t."""
+        knots = self._knots.to(t.device)
+        k = self.index(t)
+        low = k.detach().floor().clamp(0, max(len(self) - 2, 0)).long()
+        high = (low + 1).clamp(max=len(self) - 1)
+        a, b, w = knots[low], knots[high], k - low
+        signal_ends = torch.isinf(b)  # there alpha / sigma falls linearly to 0
+        to_zero = torch.log1p(-torch.where(signal_ends, w, 0.0))
+        inside = a + torch.where(signal_ends, -to_zero, w * (torch.where(signal_ends, a, b) - a))
+        return torch.where(k < 0, knots[0] + torch.log1p(k.clamp(max=0.0)), inside)
+
+
+class Discrete(_Table):
+    """A table of T betas as a continuous process: alpha^2 at t = (k+1)/T is prod_{i <= k} (1 - beta_i) (Ho et al. eq.
+    4). The network's time is T t - 1, held at 0 below the first entry. Raises ValueError when a beta leaves (0, 1]."""
 
     prior_std = 1.0
-    constant = True
 
     def __init__(self, table: Betas) -> None:
         table = torch.as_tensor(table, dtype=torch.float64, device="cpu")
@@ -133,10 +236,7 @@ class Discrete(Affine):
         self.betas = table
         self.alpha_bar = torch.cumprod(1 - table, 0)
         log_signal = torch.cumsum(torch.log1p(-table), 0)  # log alpha^2, -inf when it is 0
-        self._knots = 0.5 * (torch.log(-torch.expm1(log_signal)) - log_signal)  # log(sigma / alpha)
-
-    def __len__(self) -> int:
-        return len(self.betas)
+        super().__init__(0.5 * (torch.log(-torch.expm1(log_signal)) - log_signal))
 
     def __repr__(self) -> str:
         return f"Discrete({len(self)} betas, {float(self.betas[0]):g} .. {float(self.betas[-1]):g})"
@@ -153,29 +253,32 @@ class Discrete(Affine):
     def scaled_linear(cls, T: int = 1000, start: float = 0.00085, end: float = 0.012) -> Discrete:
         return cls(betas.scaled_linear(T, start, end))
 
-    def index(self, t: Tensor) -> Tensor:
-        """T t - 1, rounded to the entry where it is one (t may carry the rounding of a grid)."""
-        k = len(self) * t - 1
-        off = (k.round() - k).detach()
-        return k + torch.where(off.abs() < 1e-9, off, 0.0)
-
     def network_time(self, t: Tensor) -> Tensor:
         return self.index(t).clamp(min=0)
-
-    def _log_ratio(self, t: Tensor) -> Tensor:
-        """log(sigma / alpha) at t."""
-        knots = self._knots.to(t.device)
-        k = self.index(t)
-        low = k.detach().floor().clamp(0, max(len(self) - 2, 0)).long()
-        high = (low + 1).clamp(max=len(self) - 1)
-        a, b, w = knots[low], knots[high], k - low
-        signal_ends = torch.isinf(b)  # there alpha / sigma falls linearly to 0
-        to_zero = torch.log1p(-torch.where(signal_ends, w, 0.0))
-        inside = a + torch.where(signal_ends, -to_zero, w * (torch.where(signal_ends, a, b) - a))
-        return torch.where(k < 0, knots[0] + torch.log1p(k.clamp(max=0.0)), inside)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.sigmoid(-2 * self._log_ratio(t)).sqrt()
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.sigmoid(2 * self._log_ratio(t)).sqrt()
+
+
+class Levels(_Table):
+    """x_t = x_0 + sigma eps on N noise levels evenly spaced in log sigma (SMLD; Song & Ermon 2019, Song et al. 2021):
+    level k = 0 .. N - 1 is t = (k + 1) / N. Networks are told N - 1 - k: 0 is the most noise."""
+
+    def __init__(self, N: int = 1000, low: float = 0.01, high: float = 50.0) -> None:
+        self.low, self.high = low, high
+        super().__init__(torch.linspace(math.log(low), math.log(high), N, dtype=torch.float64, device="cpu"))
+
+    def __repr__(self) -> str:
+        return f"Levels({len(self)}, {self.low:g} .. {self.high:g})"
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return len(self) - 1 - self.index(t).clamp(min=0)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self._log_ratio(t).exp()

@@ -8,10 +8,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sfumato.core.process import Process
+from sfumato.core.process import Affine, Process
 from sfumato.core.random import Seeds, key
 
-__all__ = ["Spacing", "antithetic", "entries", "leading", "low_discrepancy", "quadratic", "uniform", "uniform_draw"]
+__all__ = [
+    "Spacing",
+    "antithetic",
+    "balanced",
+    "entries",
+    "leading",
+    "log_snr",
+    "low_discrepancy",
+    "power",
+    "quadratic",
+    "trailing",
+    "uniform",
+    "uniform_draw",
+]
 
 # -- draws: (B,) float64 in (0, 1], one per generator ------------------------------------------------------------------
 
@@ -83,6 +96,81 @@ def quadratic(process: Process, steps: int, start: float, end: float) -> Tensor:
     T = _table(process, "quadratic")
     kept = (torch.linspace(0, math.sqrt(0.8 * T), steps, dtype=torch.float64) ** 2).long().tolist()
     return _within([0.0, *((k + 1) / T for k in sorted(set(kept)))], start, end)
+
+
+def trailing(process: Process, steps: int, start: float, end: float) -> Tensor:
+    """Equal steps in t, each rounded to an entry of a table: begins at t = 1 exactly (Lin et al. 2023,
+    arXiv:2305.08891, table 2). Without a table: `uniform`."""
+    grid = uniform(process, steps, start, end)
+    if not hasattr(process, "__len__"):
+        return grid
+    T = _table(process, "trailing")
+    if steps > T:
+        raise ValueError(f"trailing spacing picks {steps} of {T} entries: ask for at most {T} steps")
+    inner = (grid[1:-1] * T).round() / T
+    return torch.cat([grid[:1], inner, grid[-1:]])
+
+
+def log_snr(process: Process, steps: int, start: float, end: float) -> Tensor:
+    """Equal steps in log(alpha / sigma) down to `process.first`, then one to t = 0 (Lu et al. 2022, section 3.2)."""
+    return _levels(process, steps, start, end, math.log, math.exp)
+
+
+def power(process: Process, steps: int, start: float, end: float, *, rho: float = 7.0) -> Tensor:
+    """Equal steps in (sigma / alpha)^(1 / rho) down to `process.first`, then one to t = 0 (Karras et al. 2022,
+    eq. 5)."""
+    return _levels(process, steps, start, end, lambda level: level ** (1 / rho), lambda u: u**rho)
+
+
+def balanced(process: Process, steps: int, start: float, end: float) -> Tensor:
+    """Equal steps in w log r + (1 - w) 3 sqrt(log(1 + r^2)) of r = sigma / alpha, then one to t = 0.
+
+    The second term is t itself for a linear table of betas: steps there decide which mode a sample reaches, steps in
+    log r how exactly it is reached. w falls from 1 at 15 steps to 0.4, as measured (docs/how-to-choose.md); 3 makes the
+    two terms as long as each other from noise to data."""
+    w = min(1.0, max(0.4, 15 / steps))
+
+    def bend(level: float) -> float:
+        return w * math.log(level) + (1 - w) * 3.0 * math.sqrt(math.log1p(level * level))
+
+    return _levels(process, steps, start, end, bend, lambda u: _inverse(bend, u))
+
+
+def _inverse(rising: Callable[[float], float], value: float) -> float:
+    """Where a rising function of a noise level has a value, by bisection in its logarithm."""
+    low, high = -40.0, 40.0
+    for _ in range(64):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(math.exp(middle)) < value else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+_FAR = 160.0
+"""The noise level, of data in [-1, 1], from which a single step leads to any higher one; the end of DDPM's table."""
+
+
+def _levels(
+    process: Process,
+    steps: int,
+    start: float,
+    end: float,
+    bend: Callable[[float], float],
+    back: Callable[[float], float],
+) -> Tensor:
+    """Equal steps in bend(sigma / alpha), which must be increasing."""
+    if not isinstance(process, Affine):
+        raise ValueError(f"this spacing counts noise levels sigma / alpha, which {process} has not: use uniform")
+    if end > start:
+        return _levels(process, steps, end, start, bend, back).flip(0)
+    low = max(end, process.first)
+    inner = steps - (end < low)  # the last step goes below the first level
+    if inner < 1:
+        return torch.tensor([start, end], dtype=torch.float64)
+    top = min(process.at(start).ratio, _FAR)
+    u = torch.linspace(bend(top), bend(process.at(low).ratio), inner + 1, dtype=torch.float64)
+    levels = torch.tensor([back(x) for x in u.tolist()[1:-1]], dtype=torch.float64)
+    last = [low, end] if end < low else [end]
+    return torch.tensor([start, *process.time(-2 * levels.log()).tolist(), *last], dtype=torch.float64)
 
 
 def _table(process: Process, name: str) -> int:

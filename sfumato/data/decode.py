@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -100,6 +100,8 @@ class _Budget:
 # Memory does not grow with the number of threads: together they hold no more than the largest picture allowed. Taken
 # in this order, so that they cannot wait for each other.
 BYTES, PIXELS = _Budget(BYTE_CAP), _Budget(PIXEL_CAP)
+# Freed blocks of this size go back to the system, smaller ones stay with each thread.
+Image.core.set_block_size(1 << 26)  # type: ignore[attr-defined]
 
 
 def room(packed: int) -> int:
@@ -110,7 +112,8 @@ def room(packed: int) -> int:
 def header(source: Encoded) -> Header:
     """Size and mode without decoding. Raises BadPicture."""
     with _opened(source) as image:
-        turned = image.format != "TIFF" and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # PIL turns TIFF itself
+        # PIL turns TIFF itself; the `getexif` of its PNG class would decode the picture
+        turned = image.format != "TIFF" and Image.Image.getexif(image).get(0x0112, 1) in (5, 6, 7, 8)
         size = image.size[::-1] if turned else image.size
         return Header(size, image.mode, image.mode in GRAY or image.mode.startswith("I;16"), has_alpha(image))
 
@@ -122,9 +125,10 @@ def picture(source: Encoded, at_least: tuple[int, int] | None = None) -> Iterato
     with _opened(source, whole=True) as image:
         if at_least is not None and image.format == "JPEG":
             image.draft(None, (4 * max(at_least), 4 * max(at_least)))
-        with PIXELS.take(image.width * image.height):
+        with PIXELS.take(image.width * image.height), closing(image):  # freed before others are let in
             image.load()
-            yield ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            yield image
 
 
 def decode(source: Encoded, plan: Plan) -> NDArray[Any]:
@@ -149,7 +153,7 @@ def _opened(source: Encoded, *, whole: bool = False) -> Iterator[Image.Image]:
                 raise BadPicture("empty file")
             stack.enter_context(BYTES.take(size))
             if whole or isinstance(source, Member):  # archives may hold more than they declare: never read on
-                file = io.BytesIO(file.read(size + 1))
+                file = stack.enter_context(io.BytesIO(file.read(size + 1)))
             yield _image(file, whole=whole)
     except (BadPicture, MemoryError):
         raise

@@ -76,19 +76,24 @@ def _with_channels(picture: Image.Image, plan: Plan) -> Image.Image:
             return deep
         picture = Image.fromarray(np.rint(np.asarray(deep) / 257).astype(np.uint8))
     if has_alpha(picture):
-        picture = picture.convert("RGBA")
+        picture = _as(picture, "RGBA")
         if plan.channels == 4:
             return picture
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     if plan.channels == 1:
         picture = gray(picture)
         return picture.convert("F").point(lambda x: x * 257.0 + 0) if plan.deep else picture
-    return picture.convert("RGB" if plan.channels == 3 else "RGBA")
+    return _as(picture, "RGB" if plan.channels == 3 else "RGBA")
+
+
+def _as(picture: Image.Image, mode: str) -> Image.Image:
+    """In this mode, without a copy where it is that already."""
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def gray(picture: Image.Image) -> Image.Image:
     """Luma; an RGB picture that is already gray keeps its exact values (PIL's weights sum to 65536)."""
-    return picture if picture.mode == "L" else picture.convert("RGB").convert("L")
+    return picture if picture.mode == "L" else _as(picture, "RGB").convert("L")
 
 
 def has_alpha(picture: Image.Image) -> bool:

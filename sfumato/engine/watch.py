@@ -122,9 +122,8 @@ class Watch:
         assert self.run
         noise = health.noisy(pictures, self.roughness)
         if noise:
-            self.log.say(
-                f"The pictures of step {self.session.step:,} look like noise: {'; '.join(health.reasons(self.facts()))}."
-            )
+            why = "; ".join(health.reasons(self.facts()))
+            self.log.say(f"The pictures of step {self.session.step:,} look like noise: {why}.")
         text = health.caption(self.newest, held, noise) if self.newest else ""
         try:
             return evaluate.write_grid(pictures, self.run.samples / f"step_{self.session.step:08d}.png", text)

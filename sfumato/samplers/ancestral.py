@@ -4,38 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from sfumato.core.denoiser import Denoiser
-from sfumato.core.estimate import Estimate, Scalar, like
-from sfumato.core.posterior import Variance, eps_weight, large, small
+from sfumato.core.estimate import Estimate
+from sfumato.core.posterior import Variance, eps_weight, large, learned, small
 from sfumato.core.process import Point
 from sfumato.core.random import Seeds
-from sfumato.samplers.sampler import Sampler, State
+from sfumato.samplers.sampler import Sampler, State, noised
 
-__all__ = ["DDIM", "Ancestral", "large", "small"]
-
-
-def _noised(mean: Tensor, variance: Scalar, rng: Seeds | None) -> Tensor:
-    """mean + sqrt(variance) z; nothing is drawn when the variance is exactly 0."""
-    if not isinstance(variance, Tensor) and variance <= 0.0:
-        return mean
-    if rng is None:
-        raise ValueError("this sampler adds noise: give it rng=Seeds(seed)")
-    z = rng.normal(mean.shape, dtype=mean.dtype, device=mean.device)
-    std = variance**0.5
-    return mean.add_(z, alpha=std) if not isinstance(std, Tensor) else mean.add_(z.mul_(like(std, z)))
+__all__ = ["DDIM", "Ancestral", "large", "learned", "small"]
 
 
 @dataclass(frozen=True)
 class Ancestral(Sampler):
     """Draw x_s from the posterior q(x_s | x_t, x0) with the guessed x0 (Ho et al. 2020, algorithm 2, any t -> s).
 
-    x_s = alpha_s x0 + c eps + sqrt(variance(t, s)) z; the step to t = 0 returns x0 itself, without noise.
+    x_s = alpha_s x0 + c eps + sqrt(variance(t, s, nu)) z; the step to t = 0 returns x0 itself, without noise. With
+    `learned` the variance is the network's (Nichol & Dhariwal 2021, eq. 15).
     """
 
     steps: int = 1000
     variance: Variance = small
+
+    stochastic = True
 
     def step(self, denoiser: Denoiser, state: State, s: Point, rng: Seeds | None) -> State:
         guess: Estimate = denoiser(state.x, state.point)
@@ -43,7 +33,7 @@ class Ancestral(Sampler):
         if s.sigma == 0.0:
             return State(guess.mix(s.alpha, 0.0), s, guess)
         mean = guess.mix(s.alpha, eps_weight(t, s))
-        return State(_noised(mean, self.variance(t, s), rng), s, guess)
+        return State(noised(mean, self.variance(t, s, guess.nu), rng), s, guess)
 
 
 @dataclass(frozen=True)
@@ -57,6 +47,10 @@ class DDIM(Sampler):
 
     eta: float = 0.0
 
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return self.eta > 0
+
     def step(self, denoiser: Denoiser, state: State, s: Point, rng: Seeds | None) -> State:
         guess: Estimate = denoiser(state.x, state.point)
         if self.eta == 0.0:
@@ -65,4 +59,4 @@ class DDIM(Sampler):
             return State(guess.mix(s.alpha, 0.0), s, guess)
         variance = self.eta**2 * small(guess.point, s)
         mean = guess.mix(s.alpha, (s.sigma * s.sigma - variance) ** 0.5)
-        return State(_noised(mean, variance, rng), s, guess)
+        return State(noised(mean, variance, rng), s, guess)

@@ -6,18 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sfumato.core import times
 from sfumato.core.denoiser import Denoiser
-from sfumato.core.estimate import Estimate, Scalar
-from sfumato.core.process import Affine, Point
+from sfumato.core.estimate import Estimate, Scalar, like
+from sfumato.core.process import Affine, Point, Process
 from sfumato.core.random import Seeds
 
-__all__ = ["Sampler", "State"]
+__all__ = ["Sampler", "State", "noised"]
 
 
 class State(NamedTuple):
@@ -41,6 +41,21 @@ class Sampler(ABC):
     steps: int = 50
     spacing: times.Spacing = times.uniform
 
+    order: ClassVar[float] = 1  # of the error in the step, for smooth denoisers and a history that is full
+    stochastic: ClassVar[bool] = False  # adds noise, so that order is the weak one
+
+    def calls(self) -> int | None:
+        """Network calls of a trajectory of `steps` steps to t = 0; None where the sampler decides on its way."""
+        return self.steps
+
+    def check(self, process: Process) -> None:
+        """Raises ValueError, before the first network call, for a process that this sampler cannot walk; the sentence
+        names samplers that can."""
+        if not isinstance(process, Affine):
+            raise ValueError(
+                f"{type(self).__name__} walks x_t = alpha x0 + sigma eps: for {process} use sscs, em or ode45"
+            )
+
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"a sampler needs at least 1 step, not {self.steps}")
@@ -56,6 +71,7 @@ class Sampler(ABC):
 
         `rng` is needed by samplers that add noise. Nothing is kept of states that the caller lets go.
         """
+        self.check(denoiser.process)
         points = (_kept if denoiser.process.constant else _grid)(denoiser.process, self.spacing, self.steps, start, end)
         state = State(x, points[0])
         for s in points[1:]:
@@ -75,8 +91,19 @@ class Sampler(ABC):
         return x
 
 
-def _grid(process: Affine, spacing: times.Spacing, steps: int, start: float, end: float) -> list[Point]:
+def _grid(process: Process, spacing: times.Spacing, steps: int, start: float, end: float) -> list[Point]:
     return process.points(spacing(process, steps, start, end))
 
 
 _kept = lru_cache(maxsize=64)(_grid)
+
+
+def noised(mean: Tensor, variance: Scalar, rng: Seeds | None) -> Tensor:
+    """mean + sqrt(variance) z; nothing is drawn when the variance is exactly 0."""
+    if not isinstance(variance, Tensor) and variance <= 0.0:
+        return mean
+    if rng is None:
+        raise ValueError("this sampler adds noise: give it rng=Seeds(seed)")
+    z = rng.normal(mean.shape, dtype=mean.dtype, device=mean.device)
+    std = variance**0.5
+    return mean.add_(z, alpha=std) if not isinstance(std, Tensor) else mean.add_(z.mul_(like(std, z)))

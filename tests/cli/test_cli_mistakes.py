@@ -84,7 +84,7 @@ SAMPLING = [
     (["--sampler", "ddim", "--eta", "3"], "from 0"),
     (["--sampler", "dimm"], "did you mean 'ddim'?"),
     (["--size", "0"], "from 1 to 8192"),
-    (["--spacing", "leading"], "--spacing uniform"),
+    (["--spacing", "leading"], "has none: use uniform"),
     (["--guidance", "nan"], "1 is off"),
     (["--like", "nowhere.png"], 'sfumato: No such file: "nowhere.png"'),
 ]
@@ -105,7 +105,7 @@ def test_labels_and_guidance_need_classes(plain, mistake):
 
 
 def test_more_steps_than_a_table_has(plain, mistake):
-    assert "--steps 50" in mistake("sample", plain, "--spacing", "leading", "--steps", "51")
+    assert "at most 50 steps" in mistake("sample", plain, "--spacing", "leading", "--steps", "51")
 
 
 def test_empty_folders_and_folders_without_pictures(tmp_path, mistake):
@@ -208,3 +208,22 @@ def test_data_that_has_moved(photos, tmp_path, mistake, command):
     assert command("train", "ddpm", data, *words).code == 0
     shutil.move(data, tmp_path / "elsewhere")
     assert "run.yaml" in mistake("train", "--resume", tmp_path / "run", "--steps", "2")
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["--sampler", "sscs"], "use"),
+        (["--sampler", "pndm"], "use auto, lms or unipc"),
+        (["--sampler", "unipcc"], "did you mean 'unipc'?"),
+    ],
+)
+def test_samplers_that_cannot_walk_a_run(words, advice, run, mistake):
+    """Refused before the network is asked, and with the name of one that can."""
+    assert advice in mistake("sample", run, *words)
+
+
+def test_mistakes_of_bench(run, mistake, tmp_path):
+    assert "did you mean 'heun'?" in mistake("bench", "samplers", run, "--samplers", "heunn")
+    assert "sfumato bench samplers RUN" in mistake("bench", "sampling", run)
+    assert "at least 1" in mistake("bench", "samplers", run, "--calls", "0")

@@ -1,0 +1,335 @@
+"""`sfumato likelihood RUN DATA`: how probable a trained run thinks pictures are, in bits per dimension."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tyro.conf import OmitArgPrefixes, Positional
+
+from sfumato.cli.bits import Found, joined, told
+from sfumato.cli.parse import nearest, option, parse
+from sfumato.cli.plan import COLOURS
+from sfumato.cli.progress import Progress
+from sfumato.cli.request import refuse_numbers
+from sfumato.cli.runs import find_run, free_folder, opened, writable
+from sfumato.cli.samplers import own_sampler
+from sfumato.cli.show import Rows, amount, duration, rows, table
+from sfumato.core import guidance, losses
+from sfumato.core.denoiser import Denoiser, NeuralDenoiser
+from sfumato.core.likelihood import Density, density, dequantised, offset, rademacher
+from sfumato.core.posterior import Variance, small
+from sfumato.core.random import Seeds, key
+from sfumato.data import DataOptions, Dataset, open_data
+from sfumato.engine.plan import choose_device, choose_threads, using_threads
+from sfumato.engine.run import RunFolder
+from sfumato.errors import UserError
+from sfumato.recipe import Recipe
+
+__all__ = ["run"]
+
+AT_ONCE = 1 << 15  # pixels of a batch: activations are kept for the backward pass
+EXAMPLES = """\
+examples
+  sfumato likelihood runs/photos photos/ --holdout 0.02   on the pictures that training kept aside
+  sfumato likelihood runs/photos other/ --n 256           are these pictures like those?
+  sfumato likelihood runs/photos photos/ --method both    the flow's density, and the bound of the chain"""
+Show = Callable[[float], object]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PartFlags:
+    """Which pictures, and how they are read: at the run's size, in its colours."""
+
+    split: Annotated[str, option("part of the data", "NAME|all", "train, where there is one")] = ""
+    holdout: Annotated[
+        float | None, option("only the share that training kept aside, as `train --holdout`", "SHARE", "all")
+    ] = None
+    labels: Annotated[
+        str, option("classes, for runs that know some; none: not told", "folder|COLUMN|none", "column `label`")
+    ] = ""
+    fit: Annotated[Literal["crop", "pad", "stretch"], option("what happens to other shapes")] = "crop"
+    alpha: Annotated[Literal["white", "keep"], option("transparent pictures: on white, or as a channel")] = "white"
+    strict: Annotated[bool, option("stop at a bad picture in place of skipping it")] = False
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How probable a trained run thinks pictures are: bits per dimension with an error bar, a value for each picture,
+    the strangest first.
+
+    Fewer bits: more probable. docs/likelihood.md says what the number means and what it does not compare with.
+    """
+
+    run: Annotated[str, Positional, option("a run's folder, or the final/ of one", "RUN", "")] = ""
+    source: Annotated[
+        str, Positional, option("a folder, .parquet, .npz, .zip, hf:NAME, digits or glyphs", "DATA", "")
+    ] = ""
+    method: Annotated[
+        Literal["ode", "bound", "both"], option("ode: density of the probability flow; bound: of the chain of steps")
+    ] = "ode"
+    n: Annotated[int, option("how many pictures, chosen by the seed", "N")] = 64
+    seed: Annotated[int, option("of the choice and of all noise", "N")] = 0
+    probes: Annotated[int, option("ode: random probes of the divergence for each picture", "N")] = 1
+    rtol: Annotated[float, option("ode: relative and absolute error of a step", "E")] = 1e-4
+    eps: Annotated[float | None, option("ode: the t at which the flow begins", "T", "the least t trained at")] = None
+    steps: Annotated[int | None, option("bound: steps of the chain", "N", "the table's, or 1000")] = None
+    strangest: Annotated[int, option("pictures listed and drawn", "N")] = 8
+    out: Annotated[Path | None, option("where tables and pictures go", "FOLDER", "RUN/likelihood")] = None
+    batch: Annotated[int | None, option("pictures at once", "N", "by their size")] = None
+    device: Annotated[str, option("auto: a GPU if there is one", "auto|cpu|cuda[:I]|mps")] = "auto"
+    threads: Annotated[int | None, option("CPU threads", "N", "timed")] = None
+    data: OmitArgPrefixes[PartFlags] = field(default_factory=PartFlags)
+
+
+def run(args: list[str]) -> int:
+    if any(word.startswith("--guidance") for word in args):
+        raise UserError("guidance makes no density: likelihood is that of the run itself; leave out --guidance.")
+    flags = parse(Likelihood, "likelihood", args, examples=EXAMPLES)
+    if not (flags.run and flags.source):
+        raise UserError("likelihood needs a run and data, as in `sfumato likelihood runs/NAME photos/`.")
+    _refuse(flags)
+    home = find_run(flags.run, "likelihood")
+    recipe = opened(home, choose_device(flags.device)).requires_grad_(False).eval()
+    meter = Meter.of(recipe, flags, home)
+    out = writable(flags.out or free_folder(home / "likelihood"))
+    start = time.monotonic()
+    with using_threads(flags.threads or meter.best_threads()):
+        found = meter.measured()
+    written = found.write(out, flags.strangest)
+    print(rows([*meter.about(found), ("time", duration(time.monotonic() - start))], indent=""))
+    print(f"\nthe strangest first, in bits per dimension\n{table(found.listed(flags.strangest))}\n")
+    print(rows([("written", "\n".join(map(str, written)))], indent=""))
+    return 0
+
+
+def _refuse(flags: Likelihood) -> None:
+    """Raises UserError for numbers that make no sense."""
+    refuse_numbers(vars(flags))
+    for name, least, most in (("probes", 1, 10_000), ("strangest", 1, 1000), ("rtol", 1e-12, 0.1), ("eps", 1e-9, 0.9)):
+        value = getattr(flags, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name} is {value:g}: it must be at least {least:g} and at most {most:,g}.")
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Meter:
+    """A run and the pictures that it is asked about."""
+
+    recipe: Recipe
+    denoiser: NeuralDenoiser
+    data: Dataset
+    labels: Tensor | None  # (N,) of the run's classes; None: it is told none
+    flags: Likelihood
+    available: int  # pictures that these were chosen from
+
+    @classmethod
+    def of(cls, recipe: Recipe, flags: Likelihood, home: Path) -> Meter:
+        """Reads the data. Raises UserError where the two do not go together."""
+        denoiser = getattr(recipe, "denoiser", None)
+        shape = tuple(recipe.config.shape)
+        if not isinstance(denoiser, NeuralDenoiser):
+            raise UserError("this run's paper has no denoiser of pictures: there is no likelihood to follow.")
+        if len(shape) != 3 or shape[0] not in COLOURS:
+            raise UserError(f"this run makes no pictures but {' x '.join(map(str, shape))}: likelihood reads pictures.")
+        whole = _data(recipe, flags, home)
+        data = whole.take(_chosen(whole, flags.n, flags.seed))
+        return cls(recipe, denoiser, data, _labels(recipe, data, flags.data.labels), flags, len(whole))
+
+    @property
+    def levels(self) -> int:
+        return int(np.iinfo(self.data.images.dtype).max) + 1
+
+    @property
+    def batch(self) -> int:
+        return min(self.flags.batch or max(1, min(64, AT_ONCE // prod(self.data.shape[1:]))), len(self.data))
+
+    def measured(self) -> Found:
+        """What was asked for, of every picture."""
+        try:
+            flow = list(self._each("following the flow", self.flow)) if self.flags.method != "bound" else []
+        except ArithmeticError as error:
+            raise UserError(f"the flow cannot be followed: {error}; try a larger --rtol or --eps.") from None
+        except ValueError as error:
+            raise UserError(f"{error}.") from None
+        bound = list(self._each("measuring the bound", self.bound)) if self.flags.method != "ode" else []
+        shift = offset(levels=self.levels)
+        values = torch.cat([of.bits() for of in flow]) + shift if flow else None
+        return Found(self.data, values, joined(bound), max((of.calls for of in flow), default=0))
+
+    def _each(self, what: str, measure: Callable[[slice, Show], T]) -> Iterator[T]:
+        """Batch by batch; progress is counted in pictures."""
+        n = len(self.data)
+        with Progress(what) as show:
+            for first in range(0, n, self.batch):
+                part = slice(first, min(first + self.batch, n))
+                yield measure(part, partial(_show_share, show, part, n))
+
+    def flow(self, part: slice, show: Show) -> Density:
+        """The flow's density of the dequantised pictures."""
+        x = dequantised(self._pictures(part), self._seeds(part, "levels"), levels=self.levels)
+        probes = rademacher(x, self._seeds(part, "probes"), self.flags.probes)
+        rtol = self.flags.rtol
+        return density(self._told(part), x, probes=probes, eps=self.flags.eps, rtol=rtol, atol=rtol, show=show)
+
+    def bound(self, part: slice, show: Show) -> losses.Bound:
+        """The variational bound of the chain, whose x0 is clipped if the run clips it."""
+        denoiser = guidance.clip(self._told(part)) if self.clipped else self._told(part)
+        steps = torch.linspace(1.0, 0.0, self.steps + 1, dtype=torch.float64)
+        pictures, rng, variance = self._pictures(part), self._seeds(part, "bound"), self.variance
+        return losses.variational_bound(
+            denoiser, pictures, steps, rng=rng, variance=variance, levels=self.levels, show=show
+        )
+
+    @property
+    def clipped(self) -> bool:
+        return bool(getattr(self.recipe.config, "clip", False))
+
+    @property
+    def variance(self) -> Variance:
+        """Of the run's own sampler."""
+        found: Variance = getattr(own_sampler(self.recipe), "variance", small)
+        return found
+
+    @property
+    def steps(self) -> int:
+        process: Any = self.denoiser.process
+        return self.flags.steps or (len(process) if hasattr(process, "__len__") else 1000)
+
+    def _told(self, part: slice) -> Denoiser:
+        """The denoiser with each picture's class, or with the null."""
+        label: Any = getattr(self.recipe, "label", None)
+        if label is None:
+            return self.denoiser
+        if self.labels is None:
+            return self.denoiser.given(label.null(part.stop - part.start))
+        return self.denoiser.given(label(self.labels[part].to(self._device)))
+
+    def _pictures(self, part: slice) -> Tensor:
+        x: Tensor = self.data.batch(np.arange(part.start, part.stop))["image"]
+        return x.to(self._device)
+
+    def _seeds(self, part: slice, stream: str) -> Seeds:
+        """Each picture's own, by its name: whatever else is measured with it."""
+        return Seeds.pictures([key("likelihood", self.flags.seed, stream, name) for name in self.data.names[part]])
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.recipe.parameters()).device
+
+    def best_threads(self) -> int | None:
+        """Timed on one evaluation of the first batch."""
+        if self._device.type != "cpu" or torch.get_num_threads() == 1:
+            return None
+        first = slice(0, self.batch)
+        denoiser, x = self._told(first), self._pictures(first).requires_grad_()
+        return choose_threads(lambda: torch.autograd.grad(denoiser(x, 0.5).eps.sum(), x))[0]
+
+    # -- what was measured ---------------------------------------------------------------------------------------------
+
+    def about(self, found: Found) -> Rows:
+        f, (channels, high, wide) = self.flags, self.data.shape
+        share = "" if f.data.holdout is None else f" that training kept aside ({f.data.holdout:g})"
+        which = f"{len(self.data):,} of {amount(self.available, 'picture')}{share}"
+        out = [("data", f"{f.source}: {which}, read as {wide} x {high}, {COLOURS[channels]}")]
+        if getattr(self.recipe, "label", None) is not None:
+            out.append(("classes", "the run is told none" if self.labels is None else "the run is told each picture's"))
+        out += [] if found.flow is None else [("ode", self._about_flow(found.flow, found.calls))]
+        return out if found.bound is None else [*out, ("bound", self._about_bound(found.bound))]
+
+    def _about_flow(self, bits: Tensor, calls: int) -> str:
+        f, process = self.flags, self.denoiser.process
+        start = getattr(process, "first", 0.0) if f.eps is None else f.eps
+        return (
+            f"{told(bits.mean(1))}\n"
+            f"probability flow from t = {start:g}, rtol {f.rtol:g}, {amount(f.probes, 'probe')}; at most {calls} "
+            "network calls a picture\n"
+            f"-log2 p(x) + {offset(levels=self.levels):g} of x = 2 (k + u) / {self.levels} - 1, with the level k and u "
+            "uniform in [0, 1)"
+        )
+
+    def _about_bound(self, of: losses.Bound) -> str:
+        variance = getattr(self.variance, "__name__", "own")
+        return (
+            f"{told(of.total)}\n"
+            f"an upper bound, by a chain of {self.steps} steps, {variance} variance"
+            f"{', x0 clipped' if self.clipped else ''}; of the {self.levels} levels themselves\n"
+            f"prior {float(of.prior.mean()):.4f}, decoder {float(of.steps[-1].mean()):.4f}"
+        )
+
+
+def _show_share(show: Progress, part: slice, n: int, share: float) -> None:
+    show(part.start + int(share * (part.stop - part.start)), n)
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def _data(recipe: Recipe, flags: Likelihood, home: Path) -> Dataset:
+    channels, high, wide = recipe.config.shape
+    part = flags.data
+    options = DataOptions(
+        size=(wide, high),
+        channels=channels,
+        fit=part.fit,
+        flip="off",
+        alpha=part.alpha,
+        labels=part.labels or None if recipe.config.classes else "none",
+        captions="none",
+        split=part.split or None,
+        strict=part.strict,
+    )
+    with Progress("reading pictures") as show:
+        data = open_data(flags.source, options, show)
+    seed, kept = _kept_aside(home, flags.source, len(data))
+    if part.holdout is not None:
+        return data.split(part.holdout, seed)[1]
+    if kept:
+        Progress.say(f"note: the run was trained on this data: --holdout {kept:g} measures only what it kept aside.")
+    return data
+
+
+def _kept_aside(home: Path, source: str, pictures: int) -> tuple[int, float]:
+    """(seed, share) with which a run of this machine split this data in training; (0, 0) where that is not known."""
+    private: dict[str, Any] = {}
+    with suppress(UserError, OSError):
+        private = RunFolder(home).private()
+    seed, share = private.get("seed"), private.get("holdout")
+    share = (0.02 if pictures >= 100 else 0.0) if share is None else share
+    same = private.get("data") in (source, str(Path(source).resolve()))
+    return seed if isinstance(seed, int) else 0, share if same and isinstance(share, float) else 0.0
+
+
+def _chosen(data: Dataset, n: int, seed: int) -> NDArray[np.int64]:
+    """n pictures by the hash of their names: a larger n adds to them."""
+    luck = np.array([key("likelihood", seed, name) for name in data.names], np.int64)
+    return np.sort(np.argsort(luck, kind="stable")[:n])
+
+
+def _labels(recipe: Recipe, data: Dataset, asked: str) -> Tensor | None:
+    """Each picture's class as the run counts them. Raises UserError for one that it does not know."""
+    known = tuple(recipe.config.classes)
+    if not known or data.labels is None or asked == "none":
+        if known and asked != "none":
+            Progress.say("note: this data has no classes, and the run knows some: it is told none.")
+        return None
+    names = [data.classes[i] for i in data.labels]
+    for name in sorted(set(names) - set(known)):
+        raise UserError(
+            f"the run knows no class '{name}':{nearest(name, known)} Give --labels none to measure without classes."
+        )
+    return torch.tensor([known.index(name) for name in names])

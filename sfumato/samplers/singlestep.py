@@ -1,0 +1,181 @@
+"""Steps that forget: each begins afresh from (x, t), and is a table of stages.
+
+A stage says where the network is asked next, and which mixture of what it has said so far is x there. Tables depend on
+two points of the grid and on nothing else, so they are made once per grid."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfumato.core.denoiser import Denoiser
+from sfumato.core.estimate import Estimate, Scalar
+from sfumato.core.process import Affine, Point
+from sfumato.core.random import Seeds
+from sfumato.samplers.sampler import Sampler, State, noised
+
+__all__ = [
+    "Singlestep",
+    "Stage",
+    "Table",
+    "along_eps",
+    "along_x0",
+    "between",
+    "level",
+    "split",
+    "stage",
+    "straight",
+    "time_of",
+]
+
+
+class Stage(NamedTuple):
+    """x at `point`: keep x_t + sum_i (a_i x0_i + b_i eps_i) + std z, over the network's guesses at the stages
+    before."""
+
+    point: Point
+    keep: float
+    mixes: tuple[tuple[float, float] | None, ...]  # (a_i, b_i); None: not used
+    std: float
+
+    def build(self, x: Tensor, guesses: list[Estimate], rng: Seeds | None) -> Tensor:
+        out = x * _number(self.keep, x.dtype) if self.keep else None
+        for guess, mix in zip(guesses, self.mixes, strict=False):
+            if mix is None:
+                continue
+            if out is None:
+                out = guess.mix(*mix)
+            elif mix[0] == 0.0:
+                out.add_(guess.eps, alpha=mix[1])
+            elif mix[1] == 0.0:
+                out.add_(guess.x0, alpha=mix[0])
+            else:
+                out.add_(guess.mix(*mix))
+        assert out is not None
+        return noised(out, self.std * self.std, rng) if self.std else out
+
+
+@lru_cache(maxsize=4096)
+def _number(value: float, dtype: torch.dtype) -> Tensor:
+    """A tensor () to multiply by: half the price of a Python float, which is wrapped anew in every product."""
+    return torch.tensor(value, dtype=dtype)
+
+
+def stage(point: Point, keep: Scalar, mixes: Iterable[tuple[Scalar, Scalar] | None], std: Scalar = 0.0) -> Stage:
+    """A Stage in host floats."""
+    pairs = tuple(None if mix is None else (float(mix[0]), float(mix[1])) for mix in mixes)
+    return Stage(point, float(keep), pairs, float(std))
+
+
+Table = tuple[Stage, ...]
+
+
+@dataclass(frozen=True)
+class Singlestep(Sampler):
+    """A sampler whose step is a table: the network is asked at t and at every stage but the last."""
+
+    @abstractmethod
+    def table(self, process: Affine, t: Point, s: Point) -> Table:
+        """The stages of a step t -> s; the last lies at s."""
+
+    def corrector(self, denoiser: Denoiser) -> Denoiser:
+        """What the calls after the first see."""
+        return denoiser
+
+    def step(self, denoiser: Denoiser, state: State, s: Point, rng: Seeds | None) -> State:
+        x, process = state.x, denoiser.process
+        table = (_kept if process.constant else _made)(self, process, state.point, s)
+        guesses = [denoiser(x, state.point)]
+        if len(table) > 1:
+            denoiser = self.corrector(denoiser)
+            for inner in table[:-1]:
+                guesses.append(denoiser(inner.build(x, guesses, rng), inner.point))
+        return State(table[-1].build(x, guesses, rng), s, guesses[-1])
+
+
+def _made(sampler: Singlestep, process: Any, t: Point, s: Point) -> Table:
+    return sampler.table(process, t, s)
+
+
+_kept = lru_cache(maxsize=4096)(_made)  # by the identity of the points: grids are kept where the process is constant
+
+
+# -- noise levels ------------------------------------------------------------------------------------------------------
+
+
+def level(process: Affine, ratio: float) -> Point:
+    """The point where sigma / alpha is `ratio`."""
+    return (_level_kept if process.constant else _level)(process, ratio)
+
+
+def _level(process: Affine, ratio: float) -> Point:
+    return process.at(float(time_of(process, torch.tensor([ratio], dtype=torch.float64))))
+
+
+_level_kept = lru_cache(maxsize=4096)(_level)
+
+_PARTS = torch.linspace(0.0, 1.0, 129, dtype=torch.float64)
+
+
+def time_of(process: Affine, ratio: Tensor) -> Tensor:
+    """(B,) t at which sigma / alpha is `ratio` (B,): the interval that holds it, cut into 128 nine times."""
+    low, width = torch.zeros_like(ratio), 1.0
+    for _ in range(9):
+        t = low[:, None] + width * _PARTS
+        below = (process.sigma(t) < ratio[:, None] * process.alpha(t)).sum(1)
+        low = t.gather(1, (below - 1).clamp(0, 127)[:, None])[:, 0]
+        width /= 128
+    return low + width / 2
+
+
+def between(process: Affine, t: Point, s: Point, part: float) -> Point:
+    """The point `part` of the way from t to s: in log(sigma / alpha); in alpha / sigma where one has no signal; in
+    sigma / alpha where one has no noise."""
+    a, b = t.ratio, s.ratio
+    if math.isinf(a) or math.isinf(b):
+        return level(process, 1.0 / ((1.0 - part) / a + part / b))
+    if a == 0.0 or b == 0.0:
+        return level(process, (1.0 - part) * a + part * b)
+    return level(process, a ** (1.0 - part) * b**part)
+
+
+def split(t: Point, s: Point, eta: float) -> tuple[Point, Scalar]:
+    """An ancestral step t -> s: where to go without noise, and the deviation of the noise that leads from there to s.
+
+    up = eta b sqrt(1 - b^2 / a^2) and down = sqrt(b^2 - up^2), with a and b the levels sigma / alpha of t and s."""
+    if eta and s.ratio > t.ratio:
+        raise ValueError("eta above 0 adds noise on the way to data: encode with eta 0")
+    fraction = eta * math.sqrt(1.0 - (s.ratio / t.ratio) ** 2) if eta and s.sigma else 0.0
+    return Point(s.t, s.alpha, s.sigma * math.sqrt(1.0 - fraction * fraction), s.time), s.sigma * fraction
+
+
+# -- rows of tables ----------------------------------------------------------------------------------------------------
+
+
+def straight(s: Point, std: Scalar = 0.0, at: Point | None = None) -> Stage:
+    """Euler: alpha_s x0 + sigma_s eps of the first guess."""
+    return stage(at or s, 0.0, [(s.alpha, s.sigma)], std)
+
+
+def along_eps(t: Point, s: Point, weights: tuple[float, ...], std: Scalar = 0.0, at: Point | None = None) -> Stage:
+    """x_s / alpha_s = x_t / alpha_t + (r_s - r_t) sum_i w_i eps_i, r = sigma / alpha; `along_x0` where a point has no
+    signal."""
+    if t.alpha == 0.0 or s.alpha == 0.0:
+        return along_x0(t, s, weights, std, at)
+    reach = s.sigma - s.alpha * t.ratio
+    return stage(at or s, s.alpha / t.alpha, [(0.0, reach * w) if w else None for w in weights], std)
+
+
+def along_x0(t: Point, s: Point, weights: tuple[float, ...], std: Scalar = 0.0, at: Point | None = None) -> Stage:
+    """x_s / sigma_s = x_t / sigma_t + (1 / r_s - 1 / r_t) sum_i w_i x0_i; `along_eps` where t has no noise."""
+    if t.sigma == 0.0:
+        return along_eps(t, s, weights, std, at)
+    reach = s.alpha - s.sigma * t.alpha / t.sigma
+    return stage(at or s, s.sigma / t.sigma, [(reach * w, 0.0) if w else None for w in weights], std)
