@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -96,12 +96,13 @@ def feed(
     part: slice,
     start: int,
     stop: int,
-    *,
     workers: int = 0,
     device: torch.device | None = None,
-) -> Iterator[Batch]:
-    """The batches of steps start..stop, prepared ahead by `workers` threads. Their number changes no bit. Raises
-    UserError when the turn of a step has come that cannot be prepared."""
+    halt: Callable[[], bool] = lambda: False,
+) -> Iterator[Batch | None]:
+    """The batches of steps start..stop, prepared ahead by `workers` threads. Their number changes no bit. None if asked
+    to halt while a worker keeps it waiting. Raises UserError when the turn of a step has come that cannot be prepared.
+    """
     if not workers:
         yield from (prepare(data, order, part, step, device) for step in range(start, stop))
         return
@@ -111,6 +112,10 @@ def feed(
         for step in range(start, stop):
             while len(ahead) <= workers and step + len(ahead) < stop:
                 ahead.append(pool.submit(prepare, data, order, part, step + len(ahead), device))
+            while not ahead[0].done():
+                if halt():
+                    yield None
+                wait([ahead[0]], timeout=0.1)
             yield ahead.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

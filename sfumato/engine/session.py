@@ -111,6 +111,7 @@ class Session:
         fine = not self._judge(unit, bad, batch, seen)
         self.window.add(values | scalars, seen)
         if fine:
+            self.whole = False
             rng = Seeds.at(self.backward.seed, batch.positions, "after")
             self.recipe.after(self.backward.at(self.step, unit.name, rng), seen._replace(value=loss))
         return values, fine

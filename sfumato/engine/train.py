@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from sfumato.engine.distributed import World, join
 from sfumato.engine.log import Log, duration
 from sfumato.engine.optim import factor
 from sfumato.engine.options import Options
-from sfumato.engine.order import Batch, Data, Order, feed, share
+from sfumato.engine.order import Batch, Data, Order, feed, prepare, share
 from sfumato.engine.run import RunFolder
 from sfumato.engine.session import Session
 from sfumato.engine.signals import Stop
@@ -134,6 +134,9 @@ class _Trainer:
             self.stack.enter_context(self.run.claimed())
         self.world.barrier()
         found = store.last_good(self.run, self._messages.append) if resume else None
+        step = int(found.name[5:]) if found else 0
+        if self.world.any(self.world.sum([step]) != [step * self.world.size]):
+            raise UserError(f"The processes of this run do not see the same checkpoints in {self.run.path}: share it.")
         if resume and not found:
             self._messages.append("There is no checkpoint yet: starting from the beginning.")
         return found
@@ -209,9 +212,7 @@ class _Trainer:
 
     def _rehearsal(self) -> Callable[[], object]:
         """A step that changes nothing."""
-        step = self.session.step
-        batch = next(feed(self.data, self.order, self.part, step, step + 1, device=self.device))
-        unit = self.session.units[0]
+        batch, unit = prepare(self.data, self.order, self.part, self.session.step, self.device), self.session.units[0]
 
         def work() -> None:
             self.backward(unit, batch, lambda: False)
@@ -271,29 +272,30 @@ class _Trainer:
         session, total = self.session, self.training.steps
         if self._owed:
             self._pay()
+        if self._owed:  # stopped once more
+            yield self._ended(Step(session.step, total, self._images, session.lr, 0.0))
+            return
         if session.step >= total:
             self.say(f"The run already has its {total:,} steps: ask for more with --steps.")
             self._finish()
             return
         batches = feed(
-            self.data, self.order, self.part, session.step, total, workers=self.options.workers, device=self.device
+            self.data, self.order, self.part, session.step, total, self.options.workers, self.device, self._halt_alone
         )
         self._clock = time.perf_counter()
         self.watch.begin()
         with closing(batches):  # type: ignore[type-var]
-            for batch in batches:
-                step = self._one(batch)
+            while session.step < total:
+                step = self._one(batches)
                 yield step
                 if step.stopped:
                     return
 
-    def _one(self, batch: Batch) -> Step:
+    def _one(self, batches: Iterator[Batch | None]) -> Step:
         lr, session = self.session.lr, self.session
-        try:
-            values = session.advance(batch, self._halt_alone)
-        except UserError:
-            self._keep_last_words()
-            raise
+        with self._last_words():
+            batch = next(batches)
+            values = session.advance(batch, self._halt_alone) if batch else None
         now = time.perf_counter()
         self._seconds, self._clock = now - self._clock, now
         events = {} if values is None else self._events(lr)
@@ -329,13 +331,15 @@ class _Trainer:
         """Take the look that a signal cut short, and keep the checkpoint that knows of it."""
         self._owed = False
         self._look()
+        self._owed = self.world.any(self._owed)  # only one process makes the pictures
         if not self._owed:
             self._kept = -1
             self._save()
 
     def _ended(self, step: Step) -> Step:
         """The step, with what was saved and whether a signal ends the run here."""
-        asked = self.world.any(self.stop.asked)
+        with self._last_words():
+            asked = self.world.any(self.stop.asked)
         stopped = self.stop.signal or "SIGTERM" if asked else None  # SIGTERM: it was another process that was asked
         return dataclasses.replace(step, stopped=stopped, saved=self._saved(stopped))
 
@@ -360,7 +364,7 @@ class _Trainer:
             )
         return (self._finish() if done else None) or path
 
-    def _save(self) -> Path:
+    def _save(self, *, alone: bool = False) -> Path:
         assert self.run
         s = self.session
         target = self.run.checkpoints / f"step_{s.step:08d}"
@@ -372,7 +376,8 @@ class _Trainer:
             store.rotate(self.run, self.options.keep)
             self.watch.data()
         self._kept = s.step
-        self.world.barrier()
+        if not alone:
+            self.world.barrier()
         return target
 
     def _finish(self) -> Path | None:
@@ -381,10 +386,15 @@ class _Trainer:
             return store.write_final(self.run, self.session.averaged_model(), self.document)
         return None
 
-    def _keep_last_words(self) -> None:
-        """A step failed before it changed anything: keep the steps before it, if they are sound."""
-        if self.run and self.world.size == 1 and self.session.step and self.session.whole:
-            try:
-                self._save()
-            except UserError as problem:
-                self.say(str(problem))
+    @contextmanager
+    def _last_words(self) -> Iterator[None]:
+        """What may fail before a step has changed anything: keep the steps before it, if they are sound."""
+        try:
+            yield
+        except UserError:
+            if self.run and self.session.step and self.session.whole:
+                try:
+                    self._save(alone=True)  # others may be dead
+                except UserError as problem:
+                    self.say(str(problem))
+            raise

@@ -16,6 +16,7 @@ from sfumato.engine import evaluate, health
 from sfumato.engine.log import Log
 from sfumato.engine.options import Options
 from sfumato.engine.order import Data, listed
+from sfumato.engine.plan import out_of_memory
 from sfumato.engine.run import RunFolder
 from sfumato.engine.session import Session
 
@@ -99,9 +100,7 @@ class Watch:
             with s.ema.swapped():
                 out["held"] = evaluate.held_loss(s.backward, self.held, s.step, halt=halt)
         if self.run and self._due(o.sample_every):
-            with s.ema.swapped(), s.backward.autocast(), s.backward.eager():
-                pictures = evaluate.preview(s.recipe, o.preview, o.seed, self.device, halt=halt)
-            out["grid"] = self._grid(pictures, out.get("held"))
+            out["grid"] = self._grid(halt, out.get("held"))
         if "held" in out:
             self.log.metrics({"step": s.step, **{f"held/{name}": value for name, value in out["held"].items()}})
         return out
@@ -118,8 +117,23 @@ class Watch:
     def _due(self, every: int) -> bool:
         return bool(every) and (self.session.step % every == 0 or self.session.step == self.options.training.steps)
 
-    def _grid(self, pictures: Tensor, held: Mapping[str, float] | None) -> Path | None:
+    def _pictures(self, halt: Callable[[], bool]) -> Tensor | None:
+        """None if they do not fit into memory: training does, and goes on."""
+        s = self.session
+        try:
+            with s.ema.swapped(), s.backward.autocast(), s.backward.eager():
+                return evaluate.preview(s.recipe, self.options.preview, self.options.seed, self.device, halt=halt)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            self.log.say(f"The pictures of step {s.step:,} do not fit into memory: --sample-every 0 asks for none.")
+            return None
+
+    def _grid(self, halt: Callable[[], bool], held: Mapping[str, float] | None) -> Path | None:
         assert self.run
+        pictures = self._pictures(halt)
+        if pictures is None:
+            return None
         noise = health.noisy(pictures, self.roughness)
         if noise:
             why = "; ".join(health.reasons(self.facts()))

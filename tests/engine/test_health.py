@@ -101,7 +101,9 @@ def test_a_run_that_makes_noise_is_told_why(tmp_path: Path) -> None:
     shape = {"shape": (1, 8, 8)}
     train(toy(**shape), options(tmp_path / "new", steps=2, sample_every=1, log_every=1, ema=0.99), data=data)
     log = (tmp_path / "new" / "log.txt").read_text()
-    assert "The pictures of step 2 look like noise" in log and "untrained weights" in log and "little is learnt yet" in log
+    assert (
+        "The pictures of step 2 look like noise" in log and "untrained weights" in log and "little is learnt yet" in log
+    )
     train(toy(width=64, **shape), options(tmp_path / "old", steps=600, sample_every=600, warmup=5), data=data)
     assert not (tmp_path / "old" / "log.txt").exists()
 

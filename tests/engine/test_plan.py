@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfumato.engine import plan, steps
+from sfumato.engine import plan
 from sfumato.errors import UserError
-from tests.engine.toy import Pictures, options, toy, train
+from tests.engine.toy import options, toy, train
 
 
 def test_threads_are_halved_only_while_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,16 +90,3 @@ def test_tensorboard_and_what_is_not_there(tmp_path: Path) -> None:
         train(toy(), options(tmp_path / "b", report_to=("nobody",)))
     with pytest.raises(UserError, match="pip install trackio"):
         train(toy(), options(tmp_path / "c", report_to=("trackio",)))
-
-
-def test_memory_and_open_files_do_not_grow() -> None:
-    import gc
-    import os
-    import resource
-
-    recipe, sizes = toy(), []
-    for step in steps(recipe, Pictures(), options(steps=1500, workers=1)):
-        if step.step in (500, 1500):
-            gc.collect()
-            sizes.append((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(os.listdir("/proc/self/fd"))))
-    assert sizes[1][0] - sizes[0][0] < 20_000 and sizes[0][1] == sizes[1][1]
