@@ -28,7 +28,8 @@ from sfumato.cli.show import Rows, amount, duration, rows, table
 from sfumato.core import guidance, losses
 from sfumato.core.denoiser import Denoiser, NeuralDenoiser
 from sfumato.core.likelihood import Density, density, dequantised, offset, rademacher
-from sfumato.core.posterior import Variance, small
+from sfumato.core.posterior import Variance, large, learned, small
+from sfumato.core.process import Affine
 from sfumato.core.random import Seeds, key
 from sfumato.data import DataOptions, Dataset, open_data
 from sfumato.engine.plan import choose_device, choose_threads, using_threads
@@ -44,6 +45,7 @@ examples
   sfumato likelihood runs/photos photos/ --holdout 0.02   on the pictures that training kept aside
   sfumato likelihood runs/photos other/ --n 256           are these pictures like those?
   sfumato likelihood runs/photos photos/ --method both    the flow's density, and the bound of the chain"""
+VARIANCES: dict[str, Variance] = {"small": small, "large": large, "learned": learned}
 Show = Callable[[float], object]
 T = TypeVar("T")
 
@@ -82,9 +84,12 @@ class Likelihood:
     n: Annotated[int, option("how many pictures, chosen by the seed", "N")] = 64
     seed: Annotated[int, option("of the choice and of all noise", "N")] = 0
     probes: Annotated[int, option("ode: random probes of the divergence for each picture", "N")] = 1
-    rtol: Annotated[float, option("ode: relative and absolute error of a step", "E")] = 1e-4
+    rtol: Annotated[float, option("ode: relative and absolute error of a step", "E")] = 1e-3
     eps: Annotated[float | None, option("ode: the t at which the flow begins", "T", "the least t trained at")] = None
-    steps: Annotated[int | None, option("bound: steps of the chain", "N", "the table's, or 1000")] = None
+    steps: Annotated[int | None, option("bound: steps of the chain", "N", "the run's own")] = None
+    variance: Annotated[
+        Literal["small", "large", "learned"] | None, option("bound: of the chain's steps", None, "the run's own")
+    ] = None
     strangest: Annotated[int, option("pictures listed and drawn", "N")] = 8
     out: Annotated[Path | None, option("where tables and pictures go", "FOLDER", "RUN/likelihood")] = None
     batch: Annotated[int | None, option("pictures at once", "N", "by their size")] = None
@@ -104,6 +109,8 @@ def run(args: list[str]) -> int:
     recipe = opened(home, choose_device(flags.device)).requires_grad_(False).eval()
     meter = Meter.of(recipe, flags, home)
     out = writable(flags.out or free_folder(home / "likelihood"))
+    for note in meter.notes:
+        Progress.say(note)
     start = time.monotonic()
     with using_threads(flags.threads or meter.best_threads()):
         found = meter.measured()
@@ -117,7 +124,14 @@ def run(args: list[str]) -> int:
 def _refuse(flags: Likelihood) -> None:
     """Raises UserError for numbers that make no sense."""
     refuse_numbers(vars(flags))
-    for name, least, most in (("probes", 1, 10_000), ("strangest", 1, 1000), ("rtol", 1e-12, 0.1), ("eps", 1e-9, 0.9)):
+    ranges = {
+        "probes": (1, 10_000),
+        "strangest": (1, 1000),
+        "rtol": (1e-12, 0.1),
+        "eps": (1e-9, 0.9),
+        "steps": (2, 1e5),
+    }
+    for name, (least, most) in ranges.items():
         value = getattr(flags, name)
         if value is not None and not least <= value <= most:
             raise UserError(f"--{name} is {value:g}: it must be at least {least:g} and at most {most:,g}.")
@@ -136,19 +150,25 @@ class Meter:
     labels: Tensor | None  # (N,) of the run's classes; None: it is told none
     flags: Likelihood
     available: int  # pictures that these were chosen from
+    notes: tuple[str, ...]  # what should be known before it begins
 
     @classmethod
     def of(cls, recipe: Recipe, flags: Likelihood, home: Path) -> Meter:
         """Reads the data. Raises UserError where the two do not go together."""
         denoiser = getattr(recipe, "denoiser", None)
         shape = tuple(recipe.config.shape)
-        if not isinstance(denoiser, NeuralDenoiser):
-            raise UserError("this run's paper has no denoiser of pictures: there is no likelihood to follow.")
+        if not isinstance(denoiser, NeuralDenoiser) or not isinstance(denoiser.process, Affine):
+            raise UserError("likelihood needs a paper that noises pictures themselves: this run's does not.")
+        if flags.variance == "learned" and not denoiser.learn_variance:
+            raise UserError("this run does not learn its variance: give --variance small or large, or none.")
         if len(shape) != 3 or shape[0] not in COLOURS:
             raise UserError(f"this run makes no pictures but {' x '.join(map(str, shape))}: likelihood reads pictures.")
-        whole = _data(recipe, flags, home)
+        whole, notes = _data(recipe, flags, home)
         data = whole.take(_chosen(whole, flags.n, flags.seed))
-        return cls(recipe, denoiser, data, _labels(recipe, data, flags.data.labels), flags, len(whole))
+        labels = _labels(recipe, data, flags.data.labels)
+        if recipe.config.classes and labels is None and flags.data.labels != "none":
+            notes = (*notes, "note: this data has no classes, and the run knows some: it is told none.")
+        return cls(recipe, denoiser, data, labels, flags, len(whole), notes)
 
     @property
     def levels(self) -> int:
@@ -160,13 +180,12 @@ class Meter:
 
     def measured(self) -> Found:
         """What was asked for, of every picture."""
+        asked = self.flags.method
         try:
-            flow = list(self._each("following the flow", self.flow)) if self.flags.method != "bound" else []
+            flow = list(self._each("following the flow", self.flow)) if asked != "bound" else []
+            bound = list(self._each("measuring the bound", self.bound)) if asked != "ode" else []
         except ArithmeticError as error:
             raise UserError(f"the flow cannot be followed: {error}; try a larger --rtol or --eps.") from None
-        except ValueError as error:
-            raise UserError(f"{error}.") from None
-        bound = list(self._each("measuring the bound", self.bound)) if self.flags.method != "ode" else []
         shift = offset(levels=self.levels)
         values = torch.cat([of.bits() for of in flow]) + shift if flow else None
         return Found(self.data, values, joined(bound), max((of.calls for of in flow), default=0))
@@ -201,14 +220,13 @@ class Meter:
 
     @property
     def variance(self) -> Variance:
-        """Of the run's own sampler."""
-        found: Variance = getattr(own_sampler(self.recipe), "variance", small)
-        return found
+        own: Variance = getattr(own_sampler(self.recipe), "variance", small)
+        return own if self.flags.variance is None else VARIANCES[self.flags.variance]
 
     @property
     def steps(self) -> int:
-        process: Any = self.denoiser.process
-        return self.flags.steps or (len(process) if hasattr(process, "__len__") else 1000)
+        own = own_sampler(self.recipe)
+        return self.flags.steps or (1000 if own is None else own.steps)
 
     def _told(self, part: slice) -> Denoiser:
         """The denoiser with each picture's class, or with the null."""
@@ -279,7 +297,8 @@ def _show_share(show: Progress, part: slice, n: int, share: float) -> None:
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
-def _data(recipe: Recipe, flags: Likelihood, home: Path) -> Dataset:
+def _data(recipe: Recipe, flags: Likelihood, home: Path) -> tuple[Dataset, tuple[str, ...]]:
+    """The pictures, and what should be known of them."""
     channels, high, wide = recipe.config.shape
     part = flags.data
     options = DataOptions(
@@ -297,10 +316,9 @@ def _data(recipe: Recipe, flags: Likelihood, home: Path) -> Dataset:
         data = open_data(flags.source, options, show)
     seed, kept = _kept_aside(home, flags.source, len(data))
     if part.holdout is not None:
-        return data.split(part.holdout, seed)[1]
-    if kept:
-        Progress.say(f"note: the run was trained on this data: --holdout {kept:g} measures only what it kept aside.")
-    return data
+        return data.split(part.holdout, seed)[1], ()
+    note = f"note: the run was trained on this data: --holdout {kept:g} measures only what it kept aside."
+    return data, (note,) if kept else ()
 
 
 def _kept_aside(home: Path, source: str, pictures: int) -> tuple[int, float]:
@@ -324,8 +342,6 @@ def _labels(recipe: Recipe, data: Dataset, asked: str) -> Tensor | None:
     """Each picture's class as the run counts them. Raises UserError for one that it does not know."""
     known = tuple(recipe.config.classes)
     if not known or data.labels is None or asked == "none":
-        if known and asked != "none":
-            Progress.say("note: this data has no classes, and the run knows some: it is told none.")
         return None
     names = [data.classes[i] for i in data.labels]
     for name in sorted(set(names) - set(known)):

@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 MOST = 1e6  # of sigma / alpha
+BUSY = math.log(100.0)  # of log(sigma / alpha): hardly a step is taken beyond
 
 
 class Density(NamedTuple):
@@ -139,15 +140,18 @@ def density(
     ValueError where there is no such density: guidance, and processes other than x_t = alpha x0 + sigma eps;
     ArithmeticError where the flow cannot be followed."""
     flow = _Flow.of(denoiser, probes, eps)
-    low, high = flow.start.lam, flow.end.lam
+    low, high = -flow.start.lam, -flow.end.lam
     dimensions, (n0, n1) = x[0].numel(), (math.hypot(p.alpha, p.sigma) for p in (flow.start, flow.process.at(1.0)))
+    done = 0.0
 
     def slope(u: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        show((low + float(u.min())) / (low - high))
+        nonlocal done
+        done = max(done, min((float(u.min()) - low) / (min(high, BUSY) - low), 1.0))
+        show(done)
         return flow(u, y[0])
 
     nothing = torch.zeros(len(x), 1 if probes is None else len(probes), dtype=_wide(x), device=x.device)
-    (w, gained), calls = solve.integrate(slope, (x / n0, nothing), -low, -high, rtol=rtol, atol=atol)
+    (w, gained), calls = solve.integrate(slope, (x / n0, nothing), low, high, rtol=rtol, atol=atol)
     x1 = w * n1
     log_prob = _prior(flow.process, x1)[:, None] + dimensions * (gained + math.log(n1 / n0))
     return Density(log_prob.cpu().double(), x1, calls)

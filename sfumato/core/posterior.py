@@ -6,6 +6,7 @@ where the network says between them. All are functions of the two points alone: 
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -48,13 +49,14 @@ def small(t: Point, s: Point, nu: Tensor | None = None, least: float = 0.0) -> S
 def learned(t: Point, s: Point, nu: Tensor | None = None, least: float = 0.0) -> Tensor:
     """exp(nu log large + (1 - nu) log small) (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15); nu may leave [0, 1].
 
-    As powers, so that nu = 0 and 1 give the two ends to the bit. Raises ValueError where the network gave no nu."""
+    nu = 0 gives the small one to the bit and 1 the large one to rounding. Raises ValueError without a nu."""
     if nu is None:
         raise ValueError("this network does not learn its variance: use the small or the large one")
     low = small(t, s, least=least)
     low = low.clamp(min=FLOOR) if isinstance(low, Tensor) else max(low, FLOOR)
-    variance: Tensor = like(low, nu) ** (1.0 - nu) * like(_added(t, s), nu) ** nu
-    return variance
+    ratio = _added(t, s) / low
+    gap = ratio.log() if isinstance(ratio, Tensor) else math.log(ratio)
+    return (nu * like(gap, nu)).exp() * like(low, nu)
 
 
 def _added(t: Point, s: Point) -> Scalar:

@@ -12,7 +12,7 @@ import tempfile
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.data.decode import BadPicture
+from sfumato.data.decode import BadPicture, Missing
 
 __all__ = ["Pixels", "Progress", "cache_folder", "digest", "each", "fill", "lacking", "load", "store"]
 
@@ -92,19 +92,19 @@ def fill(
 ) -> Pixels:
     """Decodes `rows` to memory, or one after the other into `file` (an empty .npy), in order, without the bad ones."""
 
-    def attempt(row: int) -> NDArray[Any] | BadPicture:
+    def attempt(row: int) -> NDArray[Any] | Missing:
         try:
             return decode(row)
-        except BadPicture as reason:
-            return reason
+        except BadPicture as error:
+            return Missing.of(error)
 
     out: NDArray[Any] = np.empty((len(rows) if file is None else 0, *shape), dtype)
     good: list[int] = []
-    bad: list[tuple[int, BadPicture]] = []
+    bad: list[tuple[int, Missing]] = []
     if file is not None:
         _npy_header(file, (len(rows), *shape), dtype)
     for row, pixels in zip(rows, each(attempt, rows, progress), strict=True):
-        if isinstance(pixels, BadPicture):
+        if isinstance(pixels, Missing):
             bad.append((row, pixels))
             continue
         if file is None:
@@ -117,12 +117,11 @@ def fill(
     return lacking(Pixels(out[: len(good)], good, []), bad)
 
 
-def lacking(pixels: Pixels, bad: Iterable[tuple[int, BadPicture]]) -> Pixels:
+def lacking(pixels: Pixels, bad: Sequence[tuple[int, Missing]]) -> Pixels:
     """The same, with more that could not be had."""
-    bad = list(bad)
     return pixels._replace(
-        bad=sorted(pixels.bad + [(row, str(reason)) for row, reason in bad]),
-        passing=pixels.passing or any(reason.passing for _, reason in bad),
+        bad=sorted(pixels.bad + [(row, missing.reason) for row, missing in bad]),
+        passing=pixels.passing or any(missing.passing for _, missing in bad),
     )
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "Encoded",
     "Header",
     "Member",
+    "Missing",
     "decode",
     "header",
     "open_file",
@@ -51,6 +52,17 @@ class BadPicture(Exception):
     def __init__(self, reason: str, *, passing: bool = False) -> None:
         super().__init__(reason)
         self.passing = passing
+
+
+class Missing(NamedTuple):
+    """What is kept of a BadPicture: an exception would keep the bytes of its picture in memory."""
+
+    reason: str
+    passing: bool
+
+    @classmethod
+    def of(cls, error: BadPicture) -> Missing:
+        return cls(str(error), error.passing)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from sfumato.data import arrays, glyphs, tables
 from sfumato.data.cache import Pixels, Progress, digest, each, fill, lacking, load, store
 from sfumato.data.columns import Labels, Records, captions, select, unmirrorable
 from sfumato.data.dataset import Dataset
-from sfumato.data.decode import EXTENSIONS, BadPicture, Encoded, Header, decode, header
+from sfumato.data.decode import EXTENSIONS, BadPicture, Encoded, Header, Missing, decode, header
 from sfumato.data.fit import Plan, natural_channels, natural_size
 from sfumato.data.folder import folder
 from sfumato.data.options import DataError, DataOptions, Skipped, escape, nearest, shortlist
@@ -220,7 +220,7 @@ def _pixels(records: Records, options: DataOptions, progress: Progress | None) -
     if options.cache and (kept := load(name)) is not None:
         return kept
     heads = headers(records)
-    bad = [(i, head) for i, head in enumerate(heads) if isinstance(head, BadPicture)]
+    bad = [(i, head) for i, head in enumerate(heads) if isinstance(head, Missing)]
     good = [i for i, head in enumerate(heads) if isinstance(head, Header)]
     if not good:
         return lacking(Pixels(np.empty((0, 1, 1, 1), np.uint8), [], []), bad)
@@ -236,7 +236,7 @@ def _pixels(records: Records, options: DataOptions, progress: Progress | None) -
 def _decoded(
     records: Records,
     good: list[int],
-    bad: list[tuple[int, BadPicture]],
+    bad: list[tuple[int, Missing]],
     wanted: Plan,
     channels: int,
     name: str | None,
@@ -271,14 +271,14 @@ def _probe(records: Records, good: list[int], wanted: Plan) -> int:
     return most
 
 
-def headers(records: Records) -> list[Header | BadPicture]:
+def headers(records: Records) -> list[Header | Missing]:
     """What each picture says of itself, or why it cannot be used."""
 
-    def one(i: int) -> Header | BadPicture:
+    def one(i: int) -> Header | Missing:
         try:
             return _read(records, i, header)
-        except BadPicture as reason:
-            return reason
+        except BadPicture as error:
+            return Missing.of(error)
 
     return list(each(one, range(len(records))))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sfumato.core.denoiser import Denoiser
-from sfumato.core.estimate import Estimate, Scalar
+from sfumato.core.estimate import Scalar
 from sfumato.core.posterior import large
 from sfumato.core.process import Affine, Point
 from sfumato.core.random import Seeds
@@ -22,10 +22,12 @@ from sfumato.samplers.ancestral import DDIM
 from sfumato.samplers.sampler import State, noised
 from sfumato.samplers.singlestep import (
     Singlestep,
+    Stage,
     Table,
     along_eps,
     along_x0,
     between,
+    kept,
     level,
     split,
     stage,
@@ -57,7 +59,8 @@ class Churned(Singlestep):
     min(churn / steps, sqrt(2) - 1), with a deviation multiplied by `noise` (Karras et al. 2022, algorithm 2).
 
     Never beyond t = 1, of which networks know nothing: from there the official code goes on to sigma_max (1 + gamma)
-    if S_max allows."""
+    if S_max allows. Unlike diffusers' EulerDiscreteScheduler and FlowMatchHeun, which add the noise after the network
+    was asked, it is asked about the noised x, as in algorithm 2 and in k-diffusion."""
 
     churn: float = 0.0
     churn_min: float = 0.0
@@ -73,12 +76,10 @@ class Churned(Singlestep):
     def stochastic(self) -> bool:  # type: ignore[override]
         return self.churn > 0.0
 
-    def step(self, denoiser: Denoiser, state: State, s: Point, rng: Seeds | None) -> State:
-        return super().step(denoiser, self.raised(denoiser.process, state, s, rng) if self.churn else state, s, rng)
-
-    def raised(self, process: Any, state: State, s: Point, rng: Seeds | None) -> State:
-        """The state with the noise of its level added."""
+    def start(self, process: Any, state: State, s: Point, rng: Seeds | None) -> State:
         t = state.point
+        if not self.churn:
+            return state
         if s.ratio > t.ratio:
             raise ValueError("churn adds noise on the way to data: encode with churn = 0")
         if not (t.alpha and t.ratio and self.churn_min <= t.ratio <= self.churn_max):
@@ -95,14 +96,18 @@ class Euler(Churned):
     """y_s = y_t + (r_s - r_t) eps: without churn it is DDIM with eta = 0, and of rectified flow (Liu et al. 2022)
     Euler's method in t."""
 
-    def table(self, process: Affine, t: Point, s: Point) -> Table:
-        return (straight(s),)
+    def table(self, process: Any, t: Point, s: Point) -> Table:
+        return euler(process, s)
 
-    def step(self, denoiser: Denoiser, state: State, s: Point, rng: Seeds | None) -> State:
-        if self.churn:
-            state = self.raised(denoiser.process, state, s, rng)
-        guess: Estimate = denoiser(state.x, state.point)
-        return State(guess.mix(s.alpha, s.sigma), s, guess)
+
+@kept
+def euler(process: Any, s: Point) -> Table:
+    return (straight(s),)
+
+
+def _share_of_noise(eta: float) -> None:
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta lies between 0, without noise, and 1, not {eta}")
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,10 @@ class EulerAncestral(DDIM):
     means the same; eta 1 is the ancestral step of DDPM with the small variance, and eta 0 Euler, bit for bit."""
 
     eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _share_of_noise(self.eta)
 
 
 Clock = Callable[[Point, Point], tuple[Scalar, Scalar, Scalar]]  # (t, s) -> Heun's weights of x0, eps (at s) and x_t
@@ -149,11 +158,14 @@ class Heun(Churned):
     def corrector(self, denoiser: Denoiser) -> Denoiser:
         return self.second(denoiser)
 
-    def table(self, process: Affine, t: Point, s: Point) -> Table:
-        if s.sigma == 0.0:
-            return (straight(s),)
-        a, b, keep = self.clock(t, s)
-        return straight(s), stage(s, keep, [None, (a, b)])
+    def table(self, process: Any, t: Point, s: Point) -> Table:
+        return trapezoid(process, t, s, self.clock)
+
+
+@kept
+def trapezoid(process: Any, t: Point, s: Point, clock: Clock) -> Table:
+    a, b, keep = clock(t, s)
+    return straight(s), stage(s, keep, [None, (a, b)])
 
 
 @dataclass(frozen=True)
@@ -166,13 +178,12 @@ class DPM2(Churned):
     def calls(self) -> int:
         return 2 * self.steps - 1
 
-    def table(self, process: Affine, t: Point, s: Point) -> Table:
+    def table(self, process: Any, t: Point, s: Point) -> Table:
         return midpoint(process, t, s)
 
 
+@kept
 def midpoint(process: Affine, t: Point, s: Point) -> Table:
-    if s.sigma == 0.0:
-        return (straight(s),)
     u = between(process, t, s, 0.5)
     return straight(u), along_eps(t, s, (0.0, 1.0))
 
@@ -182,7 +193,8 @@ class DPMSolver(Singlestep):
     """DPM-Solver-1, 2, 3 (Lu et al. 2022, arXiv:2206.00927, section 3 and algorithms 1, 2 with r1 = 1/2; 1/3, 2/3).
 
     Singlestep, on the predicted eps: `order` network calls for each of `steps` steps, one for the step to t = 0. Order
-    1 is DDIM, order 2 `DPM2`. The official code spends a budget of calls on steps of mixed orders instead."""
+    1 is DDIM, order 2 `DPM2`. The official code spends a budget of calls on steps of mixed orders instead; diffusers'
+    DPMSolverSinglestepScheduler takes the nodes from its grid, and at order 3 other weights at the second of them."""
 
     order: int = 2  # type: ignore[misc]
 
@@ -194,12 +206,13 @@ class DPMSolver(Singlestep):
     def calls(self) -> int:
         return self.order * (self.steps - 1) + 1
 
-    def table(self, process: Affine, t: Point, s: Point) -> Table:
-        if s.sigma == 0.0 or self.order == 1:
-            return (straight(s),)
+    def table(self, process: Any, t: Point, s: Point) -> Table:
+        if self.order == 1:
+            return euler(process, s)
         return midpoint(process, t, s) if self.order == 2 else thirds(process, t, s)
 
 
+@kept
 def thirds(process: Affine, t: Point, s: Point) -> Table:
     """Algorithm 2 as weights of the three guesses; where h is infinite, those of h = 0: Heun's third-order method."""
     u, v = between(process, t, s, 1 / 3), between(process, t, s, 2 / 3)
@@ -228,8 +241,7 @@ class Noisy(Singlestep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"eta lies between 0, without noise, and 1, not {self.eta}")
+        _share_of_noise(self.eta)
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
@@ -243,12 +255,8 @@ class Noisy(Singlestep):
 class DPM2Ancestral(Noisy):
     """`DPM2` to a level below s, then noise up to s (k-diffusion's `sample_dpm_2_ancestral`)."""
 
-    def table(self, process: Affine, t: Point, s: Point) -> Table:
-        if s.sigma == 0.0:
-            return (straight(s),)
-        down, up = split(t, s, self.eta)
-        u = between(process, t, down if down.sigma else s, 0.5)
-        return straight(u), along_eps(t, down, (0.0, 1.0), up, at=s)
+    def table(self, process: Any, t: Point, s: Point) -> Table:
+        return through_the_middle(process, t, s, self.eta, along_eps)
 
 
 @dataclass(frozen=True)
@@ -258,12 +266,8 @@ class DPMpp2S(Noisy):
 
     eta: float = 0.0
 
-    def table(self, process: Affine, t: Point, s: Point) -> Table:
-        if s.sigma == 0.0:
-            return (straight(s),)
-        down, up = split(t, s, self.eta)
-        u = between(process, t, down if down.sigma else s, 0.5)
-        return straight(u), along_x0(t, down, (0.0, 1.0), up, at=s)
+    def table(self, process: Any, t: Point, s: Point) -> Table:
+        return through_the_middle(process, t, s, self.eta, along_x0)
 
 
 @dataclass(frozen=True)
@@ -274,15 +278,28 @@ class DPMppSDE(Noisy):
     The two draws of a step correlate as increments of one Brownian motion in sigma / alpha do, as in k-diffusion; here
     they come from the sample's generator, there from a tree keyed by sigma: the same law, other samples."""
 
-    def table(self, process: Affine, t: Point, s: Point) -> Table:
-        if s.sigma == 0.0:
-            return (straight(s),)
-        u = between(process, t, s, 0.5)
-        (middle, first), (down, up) = split(t, u, self.eta), split(t, s, self.eta)
-        if not first:
-            return straight(u), along_x0(t, down, (0.0, 1.0))
-        shared = 1.0 if math.isinf(t.ratio) else (t.ratio - u.ratio) / (t.ratio - s.ratio)  # of the variance
-        again = up * math.sqrt(shared) / first  # what x_u is off its mean is the first draw: it is not kept, but found
-        before = (down.sigma * t.alpha / t.sigma - again * middle.alpha, down.sigma - again * middle.sigma)
-        after = (s.alpha - down.sigma * t.alpha / t.sigma + again * u.alpha, again * u.sigma)
-        return straight(middle, first, at=u), stage(s, 0.0, [before, after], up * math.sqrt(1.0 - shared))
+    def table(self, process: Any, t: Point, s: Point) -> Table:
+        return in_two(process, t, s, self.eta)
+
+
+@kept
+def through_the_middle(process: Affine, t: Point, s: Point, eta: float, along: Callable[..., Stage]) -> Table:
+    """Midpoint to the level `down` of an ancestral step, then noise up to s."""
+    down, up = split(t, s, eta)
+    u = between(process, t, down if down.sigma else s, 0.5)
+    return straight(u), along(t, down, (0.0, 1.0), up, at=s)
+
+
+@kept
+def in_two(process: Affine, t: Point, s: Point, eta: float) -> Table:
+    """An ancestral step to the middle u, and from t with x0 at u one to s, the noise of the first being part of that of
+    the second. It is not remembered: it is what x_u is off its mean."""
+    u = between(process, t, s, 0.5)
+    (middle, first), (down, up) = split(t, u, eta), split(t, s, eta)
+    if not first:
+        return straight(u), along_x0(t, down, (0.0, 1.0))
+    shared = 1.0 if math.isinf(t.ratio) else (t.ratio - u.ratio) / (t.ratio - s.ratio)  # of the variance
+    again = up * math.sqrt(shared) / first
+    before = (down.sigma * t.alpha / t.sigma - again * middle.alpha, down.sigma - again * middle.sigma)
+    after = (s.alpha - down.sigma * t.alpha / t.sigma + again * u.alpha, again * u.sigma)
+    return straight(middle, first, at=u), stage(s, 0.0, [before, after], up * math.sqrt(1.0 - shared))

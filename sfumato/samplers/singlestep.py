@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
@@ -75,36 +75,48 @@ def stage(point: Point, keep: Scalar, mixes: Iterable[tuple[Scalar, Scalar] | No
 
 
 Table = tuple[Stage, ...]
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
 class Singlestep(Sampler):
-    """A sampler whose step is a table: the network is asked at t and at every stage but the last."""
+    """A sampler whose step is a table: the network is asked at t and at every stage but the last. A step to t = 0 is
+    x0 of the first guess."""
 
     @abstractmethod
-    def table(self, process: Affine, t: Point, s: Point) -> Table:
-        """The stages of a step t -> s; the last lies at s."""
+    def table(self, process: Any, t: Point, s: Point) -> Table:
+        """The stages of a step t -> s, short of t = 0; the last lies at s."""
+
+    def start(self, process: Any, state: State, s: Point, rng: Seeds | None) -> State:
+        """Where a step begins, if not where the last one ended."""
+        return state
 
     def corrector(self, denoiser: Denoiser) -> Denoiser:
         """What the calls after the first see."""
         return denoiser
 
     def step(self, denoiser: Denoiser, state: State, s: Point, rng: Seeds | None) -> State:
-        x, process = state.x, denoiser.process
-        table = (_kept if process.constant else _made)(self, process, state.point, s)
-        guesses = [denoiser(x, state.point)]
-        if len(table) > 1:
-            denoiser = self.corrector(denoiser)
-            for inner in table[:-1]:
-                guesses.append(denoiser(inner.build(x, guesses, rng), inner.point))
+        state = self.start(denoiser.process, state, s, rng)
+        x, t = state.x, state.point
+        guess = denoiser(x, t)
+        if s.sigma == 0.0:
+            return State(guess.mix(s.alpha, 0.0), s, guess)
+        table, guesses, later = self.table(denoiser.process, t, s), [guess], self.corrector(denoiser)
+        for inner in table[:-1]:
+            guesses.append(later(inner.build(x, guesses, rng), inner.point))
         return State(table[-1].build(x, guesses, rng), s, guesses[-1])
 
 
-def _made(sampler: Singlestep, process: Any, t: Point, s: Point) -> Table:
-    return sampler.table(process, t, s)
+def kept(make: Callable[Concatenate[Any, P], Table]) -> Callable[Concatenate[Any, P], Table]:
+    """`make(process, t, s, ...)` with a memory, by the identity of the points: grids are kept where the process is
+    constant, and so may be what follows from them."""
+    cached: Any = lru_cache(maxsize=4096)(make)
 
+    def table(process: Any, /, *rest: P.args, **named: P.kwargs) -> Table:
+        made: Table = (cached if process.constant else make)(process, *rest, **named)
+        return made
 
-_kept = lru_cache(maxsize=4096)(_made)  # by the identity of the points: grids are kept where the process is constant
+    return table
 
 
 # -- noise levels ------------------------------------------------------------------------------------------------------

@@ -39,6 +39,29 @@ def test_bound_of_the_gaussian(variance, total):
         assert terms[:3] == pytest.approx([0.864383, 0.458111, 0.319756], abs=2e-6)
 
 
+@pytest.mark.parametrize(("variance", "total"), [(small, 6.302437), (large, 5.645641)])
+def test_bound_of_the_gaussian_by_draws(variance, total):
+    """The official code's loop over all steps, on 40,000 pixels; and the report of each step's errors."""
+    x0, grid = S * Seeds(1).normal((1, 40_000), dtype=torch.float64), torch.linspace(1, 0, 1001, dtype=torch.float64)
+    found = losses.variational_bound(Gaussian(CHAIN, 0.0, S), x0, grid, rng=Seeds(2), variance=variance)
+    assert float(found.steps[:-1].sum()) == pytest.approx(total, rel=3e-3)
+    assert torch.allclose(found.total, found.prior + found.steps.sum(0), rtol=1e-12)
+    for t, x0_error, eps_error in list(zip(CHAIN.points(grid), found.x0, found.eps, strict=False))[:-1:100]:
+        spread = S**2 * t.sigma**2 / (t.alpha**2 * S**2 + t.sigma**2)
+        assert float(x0_error) == pytest.approx(spread, rel=0.03)
+        assert float(eps_error) == pytest.approx(float(x0_error) * (t.alpha / t.sigma) ** 2, rel=1e-9)
+
+
+def test_bound_is_told_a_whole_grid():
+    oracle, x0 = Gaussian(CHAIN, 0.0, S), torch.zeros(1, 2, dtype=torch.float64)
+    for grid in ([1.0, 0.0], [0.9, 0.5, 0.0], [1.0, 0.5, 0.001]):
+        with pytest.raises(ValueError, match="from 1 to 0"):
+            losses.variational_bound(oracle, x0, grid, rng=Seeds(0))
+    shares: list[float] = []
+    losses.variational_bound(oracle, x0, [1.0, 0.6, 0.3, 0.0], rng=Seeds(0), show=shares.append)
+    assert shares == pytest.approx([1 / 3, 2 / 3, 1.0])
+
+
 def test_prior_term_of_uniform_data():
     g = torch.Generator().manual_seed(0)
     x0 = torch.rand(4, 250_000, generator=g, dtype=torch.float64) * 2 - 1
@@ -47,9 +70,10 @@ def test_prior_term_of_uniform_data():
 
 @pytest.mark.parametrize("std", [0.004, 0.05, 0.7])
 @pytest.mark.parametrize("mean", [-1.2, -0.99, 0.123, 1.0])
-def test_decoder_is_a_distribution_over_256_levels(std, mean):
-    levels = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).reshape(256, 1)
-    bits = losses.decoder_bits(levels, torch.full_like(levels, mean), std**2)
+@pytest.mark.parametrize("n", [256, 4096])
+def test_decoder_is_a_distribution_over_the_levels(n, std, mean):
+    levels = (torch.arange(n, dtype=torch.float64) / ((n - 1) / 2) - 1).reshape(n, 1)
+    bits = losses.decoder_bits(levels, torch.full_like(levels, mean), std**2, levels=n)
     kept = bits < 39.8  # the floor of 1e-12 adds what is not there
     assert float((2.0 ** -bits[kept]).sum()) == pytest.approx(1.0, abs=1e-9)
 

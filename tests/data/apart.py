@@ -39,8 +39,6 @@ for name in ("pyarrow.parquet", "pyarrow.compute"):
     try: __import__(name)
     except ImportError: pass
 def become(user):  # modules are imported by now: an ordinary user may not be allowed to read them
-    os.setgroups([])
-    os.setegid(user)
     os.seteuid(user)
 base = peak()
 sys.addaudithook(watch)

@@ -138,7 +138,8 @@ def test_shards(tmp_path):
 
 
 def test_what_has_no_files():
-    assert open_data("digits").changes() == () == open_data("digits").split(0.1)[0].changes()
+    digits = open_data("digits")
+    assert digits.changes() == () == digits.split(0.1)[0].changes()
     assert Dataset(np.zeros((1, 4, 4, 1), np.uint8), ("a",)).changes() == ()
 
 

@@ -294,15 +294,6 @@ def test_hostile_folder(hostile):
     assert all(name in str(refusal.value) for name in bad) and "\n" not in str(refusal.value)
 
 
-def test_unreadable_files(tmp_path, corners):
-    if os.geteuid() == 0:
-        pytest.skip("root may read everything")
-    save(tmp_path / "a.png", corners)
-    save(tmp_path / "b.png", corners)
-    (tmp_path / "b.png").chmod(0)
-    assert open_data(tmp_path, SIZE).skipped == (("b.png", "cannot be read (permission denied)"),)
-
-
 def test_a_linked_folder_is_read_once(tmp_path, corners):
     save(tmp_path / "real" / "a.png", corners)
     (tmp_path / "data").mkdir()

@@ -46,7 +46,7 @@ def test_encoding_then_decoding_returns(process):
     assert float((down.x - x0).abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize("process", [VP(), EDM(), Discrete.linear()], ids=repr)
+@pytest.mark.parametrize("process", [VP(), EDM(), Cosine()], ids=repr)
 def test_an_independent_solver_agrees(process):
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None] * float(process.at(0.9).sigma)
     found = ODE45(rtol=1e-9, atol=1e-9)(Pair(process), x, start=0.9, end=0.1)
@@ -70,25 +70,27 @@ class Conv(torch.nn.Module):
         self.one, self.two = torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.Conv2d(16, 3, 3, padding=1)
 
     def forward(self, x, time):
-        return self.two(torch.tanh(self.one(x) + torch.sin(time / 100).reshape(-1, 1, 1, 1)))
+        return self.two(torch.tanh(self.one(x) + torch.sin(time / 100).to(x.dtype).reshape(-1, 1, 1, 1)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("process", [VP(), Flow()], ids=repr)
-def test_a_sample_does_not_depend_on_the_others(process):
-    """At equal batch shape bit for bit, whatever the others are; alone, its very steps but for the last bits."""
-    network = NeuralDenoiser(Conv(), process, parametrisation.v)
-    x = process.prior((4, 3, 8, 8), Seeds(0))
-    other = torch.cat([x[:1], 3 * process.prior((3, 3, 8, 8), Seeds(50))])
+def test_a_sample_does_not_depend_on_the_others(process, dtype):
+    """At equal batch shape bit for bit, whatever the others are; alone, its very steps but for the network's last
+    bits, of which a step size that is chosen from differences of slopes feels thousands in float32."""
+    network = NeuralDenoiser(Conv().to(dtype), process, parametrisation.v)
+    x = process.prior((4, 3, 8, 8), Seeds(0), dtype=dtype)
+    other = torch.cat([x[:1], 3 * process.prior((3, 3, 8, 8), Seeds(50), dtype=dtype)])
 
     def steps(x):
         states = list(ODE45().trajectory(network, x))
-        rows = [float(torch.as_tensor(s.t).reshape(-1)[0]) for s in states]
-        return list(dict.fromkeys(rows)), states[-1].x[:1], states[-1].memory[0].calls
+        rows = [s.t if isinstance(s.t, float) else s.t[0].item() for s in states]
+        return list(dict.fromkeys(rows)), states[-1].x[:1]
 
-    (ours, a, _), (theirs, b, _), (alone, c, _) = steps(x), steps(other), steps(x[:1])
+    (ours, a), (theirs, b), (alone, c) = steps(x), steps(other), steps(x[:1])
     assert ours == theirs and torch.equal(a, b)
-    assert len(ours) == len(alone) and ours == pytest.approx(alone, rel=1e-3)
-    assert torch.allclose(a, c, atol=1e-4)
+    assert ours == pytest.approx(alone, rel=1e-2 if dtype == torch.float32 else 1e-9)
+    assert torch.allclose(a, c, atol=1e-4 if dtype == torch.float32 else 1e-12)
 
 
 def test_a_rescaled_process_gives_the_same_samples():
@@ -101,7 +103,7 @@ def test_a_rescaled_process_gives_the_same_samples():
 
 def test_phase_space_is_walked_in_t():
     process = CLD()
-    oracle, counted = PhaseGaussian(process, 0.2, 0.5), None
+    oracle = PhaseGaussian(process, 0.2, 0.5)
     u = process.prior((4, 3, 2, 2), Seeds(0), dtype=torch.float64)
     counted = Counted(oracle)
     *_, last = ODE45().trajectory(counted, u)

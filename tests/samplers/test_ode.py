@@ -23,7 +23,6 @@ from sfumato.samplers.ode import (
     Euler,
     EulerAncestral,
     Heun,
-    ratio,
     share,
 )
 from sfumato.samplers.sampler import State
@@ -180,8 +179,7 @@ def marginal(t):
 @pytest.mark.parametrize("sampler", NOISY, ids=named)
 def test_weak_order(sampler):
     """The variance at t = 0.2 from the exact law at 0.8; the mean is exact in every step."""
-    if getattr(sampler, "noise", 1.0) != 1.0:
-        sampler = replace(sampler, noise=1.0)
+    sampler = replace(sampler, noise=1.0) if hasattr(sampler, "noise") else sampler
     errors = []
     for n in (64, 128, 256):  # churn is saturated, and so of no order, below about 50 steps
         grid = torch.linspace(0.8, 0.2, n + 1, dtype=torch.float64)
@@ -211,7 +209,7 @@ def test_churn_keeps_the_variance_of_the_oracle():
     oracle = Gaussian(EDM(), 0.0, 0.5)
     (t,) = EDM().points([0.01])
     state = State(ones(0.0), t)
-    up = Heun(50, churn=10.0).raised(EDM(), state, EDM().at(0.0), Draws(0))
+    up = Heun(50, churn=10.0).start(EDM(), state, EDM().at(0.0), Draws(0))
     assert up.point.sigma == pytest.approx(0.8 * 1.2) and float(up.x) ** 2 == pytest.approx(0.8**2 * (1.2**2 - 1))
     errors = []
     for n in (200, 400):
@@ -307,16 +305,12 @@ def test_the_ancestral_step_of_the_peers_is_ddim(eta):
 @pytest.mark.parametrize("sampler", DETERMINISTIC + NOISY, ids=named)
 def test_a_rescaled_process_gives_the_same_samples(sampler):
     x = prior(CHAIN)
-    direct, other = CHAIN, Rescaled(CHAIN)
 
-    def view(process, point):
-        return parametrisation.eps(process, point)._replace(inp=point.alpha / math.hypot(point.alpha, point.sigma))
-
-    def there(process, point):
+    def scaled(process, point):
         return parametrisation.eps(process, point)._replace(inp=1 / math.hypot(1.0, point.ratio))
 
-    a = along(sampler, 8)(NeuralDenoiser(Wavy(), direct, parametrisation.eps), x, rng=Seeds(2))
-    b = along(sampler, 8)(NeuralDenoiser(Wavy(), other, there), x / direct.at(1.0).alpha, rng=Seeds(2))
+    a = along(sampler, 8)(trained(CHAIN, parametrisation.eps), x, rng=Seeds(2))
+    b = along(sampler, 8)(trained(Rescaled(CHAIN), scaled), x / CHAIN.at(1.0).alpha, rng=Seeds(2))
     assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
@@ -393,8 +387,9 @@ def test_what_cannot_be_is_refused():
             sampler(oracle, x)
     with pytest.raises(ValueError, match="order 1, 2 or 3"):
         DPMSolver(order=4)
-    with pytest.raises(ValueError, match="eta lies between"):
-        DPMppSDE(eta=1.5)
+    for kind in (EulerAncestral, DPM2Ancestral, DPMpp2S, DPMppSDE):
+        with pytest.raises(ValueError, match="eta lies between"):
+            kind(eta=1.5)
     with pytest.raises(ValueError, match="churn and noise"):
         Heun(churn=-1.0)
 
@@ -406,4 +401,3 @@ def test_churn_never_leaves_the_process():
     assert counted.points[0].t == 1.0 and all(p.t <= 1.0 for p in counted.points)
     levels = [p.sigma for p in counted.points]
     assert levels[2] == pytest.approx(levels[1] * math.sqrt(2), rel=1e-12), "gamma is at most sqrt(2) - 1"
-    assert ratio is Heun().clock

@@ -5,7 +5,7 @@ import itertools
 import torch
 from scipy.integrate import solve_ivp
 
-from sfumato.core.estimate import Estimate
+from sfumato.core.estimate import Estimate, like
 from sfumato.core.process import Affine
 from sfumato.samplers.sampler import State
 
@@ -77,8 +77,9 @@ class Pair:
 
     def __call__(self, x, t):
         p = self.process.at(t)
-        variance = 0.36 * p.alpha**2 + p.sigma**2
-        x0 = (0.36 * p.alpha * x + 0.7 * p.sigma**2 * torch.tanh(0.7 * p.alpha * x / variance)) / variance
+        alpha, sigma = like(p.alpha, x), like(p.sigma, x)
+        variance = 0.36 * alpha**2 + sigma**2
+        x0 = (0.36 * alpha * x + 0.7 * sigma**2 * torch.tanh(0.7 * alpha * x / variance)) / variance
         return Estimate.from_x0(self.process, p, x, x0)
 
 
