@@ -187,6 +187,7 @@ def test_nothing_half_written_after_an_interruption(run, photos, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     begun = time.monotonic()
     while not out.exists() and time.monotonic() - begun < 60:
