@@ -111,8 +111,9 @@ def advance(f: Slope, course: Course, end: Tensor, rtol: float, atol: float) -> 
 
     A sample goes on when the root mean square of error / (atol + rtol max(|y|, |y after|)) over each part of its state
     is at most 1, and tries again from where it was otherwise. Those that have arrived are computed and discarded
-    rather than dropped: the others then never see another batch shape, at the price of the calls that the fastest
-    samples would have saved. Raises ArithmeticError where the step size of a sample vanishes."""
+    rather than dropped: the others then never see another batch shape, on which a network's last bits depend. The
+    price, on a mixture in 16 dimensions, is a quarter of the work at 16 samples and a half at 64 or more, whose slowest
+    takes twice the mean. Raises ArithmeticError where the step size of a sample vanishes."""
     gap = end - course.t
     last = course.h >= gap.abs()
     h = torch.where(last, gap, course.h.copysign(gap))

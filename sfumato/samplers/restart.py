@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -60,8 +61,8 @@ class Returning(Sampler):
         self.base.check(process)
 
     @abstractmethod
-    def turns(self, process: Any, points: Sequence[Point]) -> Turns:
-        """Where the walk along `points` is sent back."""
+    def plan(self) -> tuple[Plan, tuple[Any, ...]]:
+        """(function, settings): function(process, points, *settings) says where a walk along `points` is sent back."""
 
     def step(self, denoiser: Denoiser, state: State, s: Point, rng: Seeds | None) -> State:
         return self.base.step(denoiser, state, s, rng)
@@ -74,7 +75,8 @@ class Returning(Sampler):
             return
         process = denoiser.process
         self.check(process)
-        points, turns = (_kept if process.constant else _made)(self, process, start, end)
+        grid = (process, self.base.spacing, self.steps, start, end)
+        points, turns = (_kept if process.constant else _made)(*grid, *self.plan())
         state = State(x, points[0])
         for i, s in enumerate(points[1:], 1):
             state = yield from self._walk(denoiser, state, [s], rng)
@@ -87,9 +89,9 @@ class Returning(Sampler):
     ) -> Generator[State, None, State]:
         for s in points:
             while state.point is not s:
-                with torch.no_grad():
+                with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
                     state = self.step(denoiser, state, s, rng)
-                yield state._replace(stage=stage)
+                yield state._replace(stage=stage) if stage else state
         return state
 
     def _calls(self, steps: int) -> int | None:
@@ -99,11 +101,14 @@ class Returning(Sampler):
 
 
 Turns = dict[int, list[Again]]  # by the index of a point of the grid, what is done there
+Plan = Callable[..., Turns]
 
 
-def _made(sampler: Returning, process: Any, start: float, end: float) -> tuple[list[Point], Turns]:
-    points = process.points(sampler.base.spacing(process, sampler.steps, start, end))
-    return points, sampler.turns(process, points)
+def _made(
+    process: Any, spacing: times.Spacing, steps: int, start: float, end: float, plan: Plan, settings: tuple[Any, ...]
+) -> tuple[list[Point], Turns]:
+    points = process.points(spacing(process, steps, start, end))
+    return points, plan(process, points, *settings)
 
 
 _kept = lru_cache(maxsize=64)(_made)
@@ -149,22 +154,23 @@ class Restart(Returning):
             total = None if total is None or more is None else total + loop.times * more
         return total
 
-    def turns(self, process: Any, points: Sequence[Point]) -> Turns:
-        turns: Turns = {}
-        for loop in self.loops:
-            if process.at(1.0).ratio < loop.high:
-                raise ValueError(f"restart goes up to noise level {loop.high:g}, which {process} does not reach")
-            levels = {i: p.ratio for i, p in enumerate(points) if i and p.sigma}
-            i = min(levels, key=lambda i: abs(levels[i] - loop.low), default=0)
-            if not levels or levels[i] >= loop.high:
-                raise ValueError(
-                    f"the grid has no noise level near {loop.low:g} and below {loop.high:g}: take more steps"
-                )
-            top = level(process, loop.high)
-            inner = times.power(process, loop.points - 1, float(top.t), float(points[i].t))[1:-1]
-            way = [top, *process.points(inner), points[i]]
-            turns.setdefault(i, []).append(Again(way, loop.times, self.noise))
-        return turns
+    def plan(self) -> tuple[Plan, tuple[Any, ...]]:
+        return _loops, (self.loops, self.noise)
+
+
+def _loops(process: Any, points: Sequence[Point], loops: Sequence[Loop], noise: float) -> Turns:
+    turns: Turns = {}
+    levels = {i: p.ratio for i, p in enumerate(points) if i and p.sigma}
+    for loop in loops:
+        if process.at(1.0).ratio < loop.high:
+            raise ValueError(f"restart goes up to noise level {loop.high:g}, which {process} does not reach")
+        i = min(levels, key=lambda i: abs(levels[i] - loop.low), default=0)
+        if not levels or levels[i] >= loop.high:
+            raise ValueError(f"the grid has no noise level near {loop.low:g} and below {loop.high:g}: take more steps")
+        top = level(process, loop.high)
+        inner = times.power(process, loop.points - 1, float(top.t), float(points[i].t))[1:-1]
+        turns.setdefault(i, []).append(Again([top, *process.points(inner), points[i]], loop.times, noise))
+    return turns
 
 
 @dataclass(frozen=True)
@@ -174,8 +180,8 @@ class RePaint(Returning):
 
     For inpainting, walk `guidance.project(denoiser, paste)`, where `paste` puts the known pixels into x0. Pasting alone
     is biased: with correlation 0.9 and the known value 1, where the conditional mean is 0.9, a hundred ancestral steps
-    give 0.61 and ten passes 0.87. `length` and `passes` of 10 are jump_length and jump_n_sample of the official code,
-    whose schedule this is: the first turn is one step short of t = 0. Passes 1 is the base."""
+    give 0.61 and ten passes 0.87. `length` and `passes` are jump_length and jump_n_sample of the official code, whose
+    schedule this is: it turns 1, 1 + length, ... steps before the end. Passes 1 is the base."""
 
     base: Sampler = field(default_factory=lambda: Ancestral(250))
     passes: int = 10
@@ -186,15 +192,20 @@ class RePaint(Returning):
         if self.passes < 1 or self.length < 1:
             raise ValueError(f"passes and length are 1 or more, not {self.passes} and {self.length}")
 
-    def _left(self, steps: int) -> range:
-        """How many steps are left where it turns."""
-        return range(1, steps - self.length + 1, self.length)
-
     def calls(self) -> int | None:
         once, more = self.base.calls(), self._calls(self.length)
-        return None if once is None or more is None else once + len(self._left(self.steps)) * (self.passes - 1) * more
+        turns = len(_left(self.steps, self.length)) * (self.passes - 1)
+        return None if once is None or more is None else once + turns * more
 
-    def turns(self, process: Any, points: Sequence[Point]) -> Turns:
-        last = len(points) - 1
-        ways = {last - left: points[last - left - self.length : last - left + 1] for left in self._left(last)}
-        return {i: [Again(way, self.passes - 1)] for i, way in ways.items()}
+    def plan(self) -> tuple[Plan, tuple[Any, ...]]:
+        return _passes, (self.passes, self.length)
+
+
+def _left(steps: int, length: int) -> range:
+    """How many steps are left where it turns."""
+    return range(1, steps - length + 1, length)
+
+
+def _passes(process: Any, points: Sequence[Point], passes: int, length: int) -> Turns:
+    here = [len(points) - 1 - left for left in _left(len(points) - 1, length)]
+    return {i: [Again(points[i - length : i + 1], passes - 1)] for i in here}

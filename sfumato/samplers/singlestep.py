@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Concatenate, NamedTuple, ParamSpec
@@ -37,28 +37,26 @@ __all__ = [
 
 
 class Stage(NamedTuple):
-    """x at `point`: keep x_t + sum_i (a_i x0_i + b_i eps_i) + std z, over the network's guesses at the stages
-    before."""
+    """x at `point`: keep x_t + sum (a x0_i + b eps_i) + sum w eps_i + std z, where i counts what the network said so
+    far."""
 
     point: Point
     keep: float
-    mixes: tuple[tuple[float, float] | None, ...]  # (a_i, b_i); None: not used
+    mixes: tuple[tuple[int, float, float], ...]  # (i, a, b)
+    eps: tuple[tuple[int, float], ...]  # (i, w): a network that predicts eps gives it for nothing
     std: float
 
     def build(self, x: Tensor, guesses: list[Estimate], rng: Seeds | None) -> Tensor:
-        out = x * _number(self.keep, x.dtype) if self.keep else None
-        for guess, mix in zip(guesses, self.mixes, strict=False):
-            if mix is None:
-                continue
-            if out is None:
-                out = guess.mix(*mix)
-            elif mix[0] == 0.0:
-                out.add_(guess.eps, alpha=mix[1])
-            elif mix[1] == 0.0:
-                out.add_(guess.x0, alpha=mix[0])
-            else:
-                out.add_(guess.mix(*mix))
-        assert out is not None
+        out: Tensor | None = None
+        for i, a, b in self.mixes:
+            part = guesses[i].mix(a, b)
+            out = part if out is None else out.add_(part)
+        if out is None:
+            out = x * _number(self.keep, x.dtype)
+        elif self.keep:
+            out.add_(x, alpha=self.keep)
+        for i, w in self.eps:
+            out.add_(guesses[i].eps, alpha=w)
         return noised(out, self.std * self.std, rng) if self.std else out
 
 
@@ -68,10 +66,11 @@ def _number(value: float, dtype: torch.dtype) -> Tensor:
     return torch.tensor(value, dtype=dtype)
 
 
-def stage(point: Point, keep: Scalar, mixes: Iterable[tuple[Scalar, Scalar] | None], std: Scalar = 0.0) -> Stage:
-    """A Stage in host floats."""
-    pairs = tuple(None if mix is None else (float(mix[0]), float(mix[1])) for mix in mixes)
-    return Stage(point, float(keep), pairs, float(std))
+def stage(point: Point, keep: Scalar, mixes: Sequence[tuple[Scalar, Scalar] | None], std: Scalar = 0.0) -> Stage:
+    """The Stage with (a, b) of every guess in `mixes`, in host floats; None: not used."""
+    pairs = [(i, float(mix[0]), float(mix[1])) for i, mix in enumerate(mixes) if mix is not None]
+    whole = tuple((i, a, b) for i, a, b in pairs if a or not keep)
+    return Stage(point, float(keep), whole, tuple((i, b) for i, a, b in pairs if keep and not a), float(std))
 
 
 Table = tuple[Stage, ...]
