@@ -134,6 +134,7 @@ class Recipe(nn.Module, ABC):
     """A paper as software. Build every module in `__init__` from the frozen `config`."""
 
     stages: tuple[str, ...] = ("model",)  # trained one after another, each an ordinary run
+    value_range: tuple[float, float] = (-1.0, 1.0)  # of x0; pictures of a batch are in [-1, 1]
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -247,7 +247,7 @@ class _Trainer:
             "config": config_dict(config),
             "training": config_dict(self.training),
             "classes": [str(name) for name in classes],
-            "value_range": [-1.0, 1.0],
+            "value_range": list(self.recipe.value_range),
             "data": {
                 "examples": len(self.data),
                 "shape": list(getattr(self.data, "shape", ())),

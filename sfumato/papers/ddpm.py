@@ -10,25 +10,24 @@ normal distribution."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from sfumato.conditioning.label import Label
-from sfumato.core import guidance, losses, parametrisation, schedules, times
-from sfumato.core.denoiser import Denoiser, NeuralDenoiser
+from sfumato.core import losses, parametrisation, schedules, times
+from sfumato.core.denoiser import NeuralDenoiser
 from sfumato.core.parametrisation import Parametrisation
 from sfumato.core.process import Affine
 from sfumato.core.random import Seeds
 from sfumato.core.schedules import betas
 from sfumato.errors import UserError
-from sfumato.networks import HO_256, HO_CIFAR10, UNet, UNetConfig
-from sfumato.recipe import Ask, At, Loss, Preset, Recipe, Training, labels_or_spread
+from sfumato.networks import HO_256, UNetConfig
+from sfumato.pixels import PixelConfig, Pixels
+from sfumato.recipe import Preset, Training
 from sfumato.samplers.ancestral import Ancestral, large, small
-from sfumato.samplers.sampler import Sampler, State
+from sfumato.samplers.sampler import Sampler
 
 __all__ = ["DDPM", "PRESETS", "Config"]
 
@@ -57,12 +56,10 @@ VARIANCES = {"small": small, "large": large}
 
 
 @dataclass(frozen=True)
-class Config:
-    """What the model is. `shape` and `classes` follow the data."""
+class Config(PixelConfig):
+    """What the model is."""
 
-    shape: tuple[int, ...] = (3, 32, 32)
-    classes: tuple[str, ...] = ()
-    network: UNetConfig = HO_CIFAR10
+    clip: bool = True
     schedule: Literal[
         "linear", "quad", "const", "jsd", "cosine", "scaled_linear", "warmup10", "warmup50", "shifted_cosine"
     ] = "linear"
@@ -72,19 +69,12 @@ class Config:
     predict: Literal["eps", "x0", "v"] = "eps"
     weight: Literal["plain", "snr", "min_snr", "truncated_snr"] = "plain"
     variance: Literal["small", "large"] = "large"  # of ancestral sampling, section 3.2
-    clip: bool = True  # x0 held in [-1, 1] inside every sampling step
-    drop: float = 0.1  # how often the label is withheld in training
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.drop <= 1.0:
-            raise UserError(f"drop is {self.drop}: it is the probability of withholding the label, from 0 to 1.")
+        super().__post_init__()
         if not (1 <= self.T <= 100_000 and 1 <= self.steps <= 100_000 and 0 < self.shift < 1e6):
             raise UserError(
                 "T and steps must be at least 1 and at most 100,000, and shift greater than 0 and less than a million."
-            )
-        if not (2 <= len(self.shape) <= 4 and all(1 <= n <= 8192 for n in self.shape)):
-            raise UserError(
-                f"shape is {self.shape}: it is channels, then one to three sides, each number from 1 to 8192."
             )
 
 
@@ -103,18 +93,18 @@ def process_of(config: Config) -> Affine:
     return process
 
 
-class DDPM(Recipe):
-    """`denoiser` is the model; `label` the embedding of its classes, if any."""
+class DDPM(Pixels):
+    """L_simple, eq. 14, in the view that the network predicts; algorithm 2."""
 
     config: Config
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__(config)
-        network = UNet(
-            replace(config.network, channels=config.shape[0], out=config.shape[0], dims=len(config.shape) - 1)
-        )
-        self.denoiser = NeuralDenoiser(network, process_of(config), PREDICT[config.predict][0])
-        self.label = Label(len(config.classes), network.config.embedding) if config.classes else None
+        network = self.unet()
+        predict, self.view = PREDICT[config.predict]
+        self.weight = WEIGHTS[config.weight]
+        self.denoiser = NeuralDenoiser(network, process_of(config), predict)
+        self.label = self.embedding(network)
 
     def draw(self, rng: Seeds) -> Tensor:
         """(B,) the t of a training batch: entries of the table, or anywhere in (0, 1]."""
@@ -123,50 +113,9 @@ class DDPM(Recipe):
             times.entries(rng, len(process)) if isinstance(process, schedules.Discrete) else times.low_discrepancy(rng)
         )
 
-    def loss(self, batch: Mapping[str, Any], at: At) -> Loss:
-        """L_simple, eq. 14, in the view that the network predicts."""
-        x0, t = batch["image"], self.draw(at.rng)
-        cond = None
-        if self.label is not None:
-            keep = (at.rng.uniform() >= self.config.drop).to(x0.device)
-            cond = self.label(batch["label"]).drop(self.label.null(len(x0)), keep)
-        errors = losses.denoising(
-            self.denoiser,
-            x0,
-            t,
-            rng=at.rng,
-            view=PREDICT[self.config.predict][1],
-            weight=WEIGHTS[self.config.weight],
-            cond=cond,
-        )
-        return Loss(errors.mean(), per_sample=errors.detach(), t=t)
-
     def sampler(self) -> Sampler:
         """Algorithm 2, by default with the chain's own number of steps."""
         return Ancestral(self.config.steps, variance=VARIANCES[self.config.variance])
-
-    def guided(self, ask: Ask, seeds: list[int]) -> Denoiser:
-        """The denoiser that `ask` wants: told labels, guided, clipped."""
-        device = next(self.parameters()).device
-        denoiser: Denoiser = self.denoiser
-        if self.label is None and (ask.labels is not None or ask.guidance != 1.0):
-            raise UserError("This model was trained without labels: leave out labels and guidance.")
-        if self.label is not None:
-            labels = torch.tensor(labels_or_spread(ask, len(self.config.classes), seeds), device=device)
-            told, null = self.label(labels), self.label.null(ask.n)
-            denoiser = guidance.classifier_free(self.denoiser.given(told), self.denoiser.given(null), ask.guidance)
-        return guidance.clip(denoiser) if self.config.clip else denoiser
-
-    @torch.no_grad()
-    def sample(self, ask: Ask, *, rng: Seeds) -> Iterator[State]:
-        device = next(self.parameters()).device
-        shape = (ask.n, self.config.shape[0], *(ask.size or self.config.shape[1:]))
-        x1 = self.denoiser.process.prior(shape, rng, device=device)
-        yield from (ask.sampler or self.sampler()).trajectory(self.guided(ask, rng.pictures_of(ask.n)), x1, rng=rng)
-
-    def picture(self, state: State, *, quick: bool = False) -> Tensor:
-        x = state.estimate.x0 if quick and state.estimate is not None else state.x
-        return ((x.float() + 1) / 2).clamp(0, 1)
 
 
 def _ours(*widths: int, **network: Any) -> Config:

@@ -1,0 +1,124 @@
+"""What recipes that make pictures have in common: a denoiser, labels that it may be told, guidance, sampling.
+
+A paper assigns `denoiser` and `label`, draws its own t, chooses the view and the weight of its loss and the sampler it
+walks; everything else is here."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.conditioning.label import Label
+from sfumato.core import guidance, losses
+from sfumato.core.cond import Cond
+from sfumato.core.denoiser import Denoiser, NeuralDenoiser
+from sfumato.core.random import Seeds
+from sfumato.errors import UserError
+from sfumato.networks import HO_CIFAR10, UNet, UNetConfig
+from sfumato.recipe import Ask, At, Loss, Recipe, labels_or_spread
+from sfumato.samplers.sampler import Sampler, State
+
+__all__ = ["PixelConfig", "Pixels"]
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """What every pixel model is. `shape` and `classes` follow the data."""
+
+    shape: tuple[int, ...] = (3, 32, 32)
+    classes: tuple[str, ...] = ()
+    network: UNetConfig = HO_CIFAR10
+    clip: bool = False  # x0 held in the range of the data inside every sampling step
+    drop: float = 0.1  # how often the label is withheld in training
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.drop <= 1.0:
+            raise UserError(f"drop is {self.drop}: it is the probability of withholding the label, from 0 to 1.")
+        if not (2 <= len(self.shape) <= 4 and all(1 <= n <= 8192 for n in self.shape)):
+            raise UserError(
+                f"shape is {self.shape}: it is channels, then one to three sides, each number from 1 to 8192."
+            )
+
+
+class Pixels(Recipe):
+    """`denoiser` is the model; `label` the embedding of its classes, if any."""
+
+    config: Any  # a PixelConfig
+    denoiser: NeuralDenoiser
+    label: Label | None
+    view: losses.View = losses.views.eps  # in which the loss compares
+    weight: losses.Weight | None = None
+
+    def unet(self, *, inputs: int = 1, outputs: int = 1) -> UNet:
+        """The config's network for the data's shape, with so many times its channels."""
+        channels, *space = self.config.shape
+        return UNet(replace(self.config.network, channels=inputs * channels, out=outputs * channels, dims=len(space)))
+
+    def embedding(self, network: UNet) -> Label | None:
+        """The embedding of the config's classes, if it has any."""
+        return Label(len(self.config.classes), network.config.embedding) if self.config.classes else None
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def draw(self, rng: Seeds) -> Tensor:
+        """(B,) the t of a training batch."""
+
+    def values(self, images: Tensor) -> Tensor:
+        """x0 of pictures in [-1, 1]: the same, stretched to `value_range`."""
+        low, high = self.value_range
+        return images if (low, high) == (-1.0, 1.0) else images.add(1).mul_((high - low) / 2).add_(low)
+
+    def told(self, batch: Mapping[str, Any], rng: Seeds) -> Cond | None:
+        """The labels of a training batch, withheld now and then."""
+        if self.label is None:
+            return None
+        labels = batch["label"]
+        keep = (rng.uniform() >= self.config.drop).to(labels.device)
+        cond: Cond = self.label(labels)
+        return cond.drop(self.label.null(len(labels)), keep)
+
+    def errors(self, x0: Tensor, t: Tensor, cond: Cond | None, rng: Seeds) -> Tensor:
+        """(B,) the loss of each example."""
+        return losses.denoising(self.denoiser, x0, t, rng=rng, view=self.view, weight=self.weight, cond=cond)
+
+    def loss(self, batch: Mapping[str, Any], at: At) -> Loss:
+        t = self.draw(at.rng)
+        cond = self.told(batch, at.rng)
+        errors = self.errors(self.values(batch["image"]), t, cond, at.rng)
+        return Loss(errors.mean(), per_sample=errors.detach(), t=t)
+
+    # -- sampling ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def sampler(self) -> Sampler:
+        """What the paper samples with."""
+
+    def guided(self, ask: Ask, seeds: list[int]) -> Denoiser:
+        """The denoiser that `ask` wants: told labels, guided, clipped. Raises UserError."""
+        device = next(self.parameters()).device
+        denoiser: Denoiser = self.denoiser
+        if self.label is None and (ask.labels is not None or ask.guidance != 1.0):
+            raise UserError("This model was trained without labels: leave out labels and guidance.")
+        if self.label is not None:
+            labels = torch.tensor(labels_or_spread(ask, len(self.config.classes), seeds), device=device)
+            told, null = self.label(labels), self.label.null(ask.n)
+            denoiser = guidance.classifier_free(self.denoiser.given(told), self.denoiser.given(null), ask.guidance)
+        return guidance.clip(denoiser, *self.value_range) if self.config.clip else denoiser
+
+    @torch.no_grad()
+    def sample(self, ask: Ask, *, rng: Seeds) -> Iterator[State]:
+        device = next(self.parameters()).device
+        shape = (ask.n, self.config.shape[0], *(ask.size or self.config.shape[1:]))
+        x1 = self.denoiser.process.prior(shape, rng, device=device)
+        yield from (ask.sampler or self.sampler()).trajectory(self.guided(ask, rng.pictures_of(ask.n)), x1, rng=rng)
+
+    def picture(self, state: State, *, quick: bool = False) -> Tensor:
+        low, high = self.value_range
+        x = state.estimate.x0 if quick and state.estimate is not None else self.denoiser.process.project(state.x)
+        return ((x.float() - low) / (high - low)).clamp(0, 1)
