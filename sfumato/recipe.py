@@ -11,7 +11,7 @@ import difflib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
@@ -135,6 +135,7 @@ class Recipe(nn.Module, ABC):
 
     stages: tuple[str, ...] = ("model",)  # trained one after another, each an ordinary run
     value_range: tuple[float, float] = (-1.0, 1.0)  # of x0; pictures of a batch are in [-1, 1]
+    scaffold: tuple[str, ...] = ()  # submodules that only training needs: final/ and `load` leave them out
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -156,6 +157,31 @@ class Recipe(nn.Module, ABC):
 
         `seen.value` is the mean over the whole batch; `per_sample` and `t` are this process's share. State that lives
         on is a registered buffer, changed in place."""
+
+    @classmethod
+    def base(cls, config: Any) -> tuple[str, ...]:
+        """Papers one of whose runs this config is trained upon, a teacher or a frozen part; (): it needs none."""
+        return ()
+
+    @classmethod
+    def upon(cls, config: Any, base: Any) -> Any:
+        """`config` as it must be upon a base of that config: by default of its shape, its classes and its network."""
+        shared = {"shape", "classes", "network"} & {f.name for f in dataclasses.fields(config)}
+        return dataclasses.replace(config, **{name: getattr(base, name) for name in shared if hasattr(base, name)})
+
+    def adopt(self, base: Recipe) -> None:
+        """Take what is needed of a base: copies of its weights, before the first step."""
+        raise NotImplementedError
+
+    def lasting(self, names: Iterable[str]) -> Iterator[str]:
+        """The names of tensors that are no scaffold."""
+        return (name for name in names if name.partition(".")[0] not in self.scaffold)
+
+    def strip(self) -> Recipe:
+        """This recipe without its scaffold."""
+        for name in self.scaffold:
+            setattr(self, name, None)
+        return self
 
     def networks(self) -> tuple[nn.Module, ...]:
         """Where the time goes: what `compile` compiles and `checkpointing` recomputes. Default: the denoiser's

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from sfumato.cli.choose import pick_preset, pick_size, rehearse, timing
+from sfumato.cli.choose import pick_size, rehearse, timing
 from sfumato.cli.flags import EXAMPLES, TrainFlags, for_paper, value_of
-from sfumato.cli.parse import nearest, parse
+from sfumato.cli.origin import refuse_without_base, starting_point
+from sfumato.cli.parse import parse
 from sfumato.cli.plan import Facts, Rows, refuse_if_full, refuse_if_large, rows_of
 from sfumato.cli.progress import Progress
-from sfumato.cli.runs import described, find_run, free_folder, writable
+from sfumato.cli.runs import free_folder, writable
 from sfumato.cli.samplers import own_sampler
 from sfumato.data import DataOptions, Dataset, open_data
 from sfumato.engine import Options, RunFolder, fresh
@@ -32,7 +33,6 @@ from sfumato.recipe import (
     Training,
     build,
     config_dict,
-    config_from,
     outline,
     reason,
 )
@@ -61,11 +61,9 @@ class Job:
 
 def new(args: list[str], found: Paper, world: World) -> Job:
     """Data first, then the config that fits it, then what the user overrides. Raises UserError."""
-    origin = value_of(args, "--from")
-    before = _origin(origin, found.name) if origin else {}
-    preset = _preset(value_of(args, "--preset"), before, found, value_of(args, "--device") or "auto")
-    config, training = _starting_point(found, preset, before)
-    flags = parse(for_paper(found, config, training), "train", args, examples=EXAMPLES)
+    start = starting_point(args, found)
+    preset, before, training = start.preset, start.before, start.training
+    flags = parse(for_paper(found, start.config, training), "train", args, examples=EXAMPLES)
     if not flags.source:
         raise UserError(f"train {found.name} on what? Give data, as in `sfumato train {found.name} photos/`.")
     device = choose_device(flags.machine.device, world.local)
@@ -73,13 +71,14 @@ def new(args: list[str], found: Paper, world: World) -> Job:
     options = options_of(flags, out, preset, _training(flags, args))
     world.barrier()  # every process has looked for a free folder before one is made
     plain = flags.data.options()
-    asked = _data_options(flags.source, plain, before, config.shape, device)
+    asked = _data_options(flags.source, plain, before, start.config.shape, device)
     data, held = open_split(flags.source, asked, flags.data.holdout, options.seed, world, quiet=options.quiet)
-    fitted = replace(config, shape=data.shape, classes=data.classes)
+    fitted = replace(start.config, shape=data.shape, classes=data.classes)
     config = parse(for_paper(found, fitted, training), "train", args).config
     _refuse_shape(config, fitted)
+    refuse_without_base(found, config, start)
     options = replace(options, private=_private(flags, asked, options.seed))
-    weights = partial(fitting, flags.start) if flags.start else lambda whole: None
+    weights = partial(fitting, flags.start) if flags.start and not start.upon else lambda whole: None
     recipe = built(found.name, config, options.seed, device, weights)
     options, seconds = _timed(recipe, data, options, device, world)
     refuse_if_full(recipe, replace(options, out=writable(out)))
@@ -97,38 +96,6 @@ def new(args: list[str], found: Paper, world: World) -> Job:
         shrunk=not before and asked.size != plain.size,
     )
     return Job(recipe, data, held, options, rows_of(facts))
-
-
-def _origin(typed: str, name: str) -> dict[str, Any]:
-    """What the run to start from says of itself."""
-    before = described(find_run(typed, f"train {name} DATA --from"))
-    if before["paper"] != name:
-        raise UserError(
-            f"that run was trained with the paper '{before['paper']}': fine-tune it with "
-            f"`sfumato train {before['paper']} DATA --from {typed}`."
-        )
-    return before
-
-
-def _preset(asked: str, before: dict[str, Any], found: Paper, device: str) -> str:
-    if asked and asked not in found.presets:
-        hint = nearest(asked, list(found.presets), f" it has {', '.join(found.presets)}.")
-        raise UserError(f"{found.name} has no preset '{asked}':{hint}")
-    if not before:
-        return asked or pick_preset(found, choose_device(device))
-    own = str(before.get("preset") or "")
-    if asked not in ("", own):
-        raise UserError(
-            f"--preset {asked} does not go with --from, where the model is the run's: leave it out, and set --steps, "
-            "--lr, --batch or --training.FIELD for another training."
-        )
-    return own
-
-
-def _starting_point(found: Paper, preset: str, before: dict[str, Any]) -> tuple[Any, Training]:
-    """The preset's config and training; with --from, the model of that run."""
-    chosen = found.presets.get(preset) or next(iter(found.presets.values()))
-    return config_from(found.config, before["config"]) if before else chosen.config, chosen.training
 
 
 def _out(flags: TrainFlags, name: str) -> Path:

@@ -230,8 +230,9 @@ class Session:
                 )
 
     def averaged_model(self) -> dict[str, Tensor]:
-        """The whole model with averaged weights, by name."""
-        return {**self.recipe.state_dict(), **self.ema.tensors()}
+        """What is left of the model after training, with averaged weights, by name."""
+        whole = {**self.recipe.state_dict(), **self.ema.tensors()}
+        return {name: whole[name] for name in self.recipe.lasting(whole)}
 
     def close(self) -> None:
         for unit in self.units:

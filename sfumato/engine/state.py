@@ -28,6 +28,7 @@ __all__ = [
     "FORMAT",
     "Damaged",
     "averaged",
+    "begin",
     "check",
     "checkpoints",
     "fitting",
@@ -199,11 +200,16 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def refuse_misfit(home: Path, recipe: Recipe) -> None:
     """Raises UserError unless a run's newest model that can be opened is one for this recipe. Only headers are read."""
-    run = RunFolder(home)
+    run, whole = RunFolder(home), recipe.state_dict()
     for folder in (home, run.final, *checkpoints(run)):
         with suppress(Damaged):
-            compare(read_tensors(folder / "model.safetensors"), recipe.state_dict(), folder)
+            tensors = read_tensors(folder / "model.safetensors")
+            compare(tensors, whole if folder.parent == run.checkpoints else _lasting(recipe, whole), folder)
             return
+
+
+def _lasting(recipe: Recipe, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[name] for name in recipe.lasting(tensors)}
 
 
 @torch.no_grad()
@@ -266,10 +272,11 @@ def load(
     if not isinstance(name, str) or not isinstance(settings, dict):
         raise UserError(f"{path}: config.yaml names no paper and config.")
     try:
-        whole = outline(lambda: builder(name, settings))
+        whole = outline(lambda: builder(name, settings).strip())
         if whole is not None:  # before anything is allocated
+            tensors = _lasting(whole, tensors)
             compare(tensors, whole.state_dict(), path)
-        recipe = _assembled(lambda: builder(name, settings), tensors, path)
+        recipe = _assembled(lambda: builder(name, settings).strip(), tensors, path)
     except MISFITS as error:
         raise UserError(f"{path}: no model can be made with its config: {reason(error)}.") from error
     return recipe.to(device).float().eval()  # a run kept in bfloat16 is computed with in float32
@@ -293,6 +300,7 @@ def _assembled(make: Callable[[], Recipe], tensors: Mapping[str, Tensor], where:
 
 
 def _adopt(recipe: Recipe, tensors: Mapping[str, Tensor], where: Path | str) -> None:
+    tensors = _lasting(recipe, tensors)
     compare(tensors, recipe.state_dict(), where)
     recipe.load_state_dict(dict(tensors), assign=True)
 
@@ -345,3 +353,28 @@ def start_from(recipe: Recipe, path: Path | str) -> dict[str, Any]:
     for name, tensor in recipe.state_dict().items():
         tensor.copy_(tensors[name])
     return config
+
+
+def begin(recipe: Recipe, path: Path | None) -> str:
+    """Give an untrained recipe what it starts from, if anything: a base to be trained upon, or the weights of a run
+    to be fine-tuned. Returns what to say of it. Raises UserError, also without a base that is needed."""
+    bases = recipe.base(recipe.config)
+    if path is None:
+        if bases:
+            raise UserError(f"This is trained upon a run of {' or '.join(bases)}: give one with --from RUN.")
+        return ""
+    if read_config(_locate(path)[0]).get("paper") in bases:
+        recipe.adopt(_base(recipe, path))
+        return f"Built upon the averaged model of {path}."
+    start_from(recipe, path)
+    return f"Starting from the averaged weights of {path}."
+
+
+def _base(recipe: Recipe, path: Path) -> Recipe:
+    """The model of a run, made for the same pictures. Raises UserError."""
+    base = load(path, verify=True)
+    for name in ("shape", "classes"):
+        theirs, ours = getattr(base.config, name, ()), getattr(recipe.config, name, ())
+        if theirs != ours:
+            raise UserError(f"{path} was trained on pictures of {name} {theirs}, and this run has {ours}.")
+    return base

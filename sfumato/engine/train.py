@@ -101,9 +101,8 @@ class _Trainer:
         self.say = self.log.say
         for message in self._messages:
             self.say(message)
-        if self.options.init_from and not found:
-            store.start_from(self.recipe, self.options.init_from)
-            self.say(f"Starting from the averaged weights of {self.options.init_from}.")
+        if not found and (told := store.begin(self.recipe, self.options.init_from)):
+            self.say(told)
         self.recipe.to(self.device).train()
         self._prepare(before)
         if found:
