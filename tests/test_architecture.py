@@ -16,6 +16,7 @@ MAY = {
     "core": set(),
     "networks": set(),
     "errors": set(),
+    "weights": {"networks", "errors"},
     "samplers": {"core"},
     "autoencoders": {"core", "networks"},
     "conditioning": {"core", "networks"},

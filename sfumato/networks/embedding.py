@@ -63,14 +63,18 @@ class TimeEmbedding(nn.Module):
 
     `vector` 0: the condition already has `width` numbers (a class embedding) and is added as it is;
     `vector` D: it has D numbers and goes through a linear layer first.
+    `early`: it is added to the features, of which there are `inp`, instead.
     """
 
-    def __init__(self, features: nn.Module, inp: int, width: int, *, vector: int = 0) -> None:
+    def __init__(self, features: nn.Module, inp: int, width: int, *, vector: int = 0, early: bool = False) -> None:
         super().__init__()
-        self.features = features
+        self.features, self.early = features, early
         self.first, self.second = linear(inp, width), linear(width, width)
-        self.vector = linear(vector, width) if vector else nn.Identity()
+        self.vector = linear(vector, inp if early else width) if vector else nn.Identity()
 
     def forward(self, time: Tensor, vector: Tensor | None = None) -> Tensor:
-        h: Tensor = self.second(F.silu(self.first(self.features(time).to(self.first.weight.dtype))))
+        h: Tensor = self.features(time).to(self.first.weight.dtype)
+        if vector is not None and self.early:
+            h, vector = h + self.vector(vector), None
+        h = self.second(F.silu(self.first(h)))
         return h if vector is None else h + self.vector(vector)

@@ -10,6 +10,8 @@ A stage is a residual block and, at the attention levels, attention. What the of
     OpenAI (improved-diffusion @1bc7bbbd)    pad (1, 1), eps 1e-5, shift 0, cosine_first, scale_shift, heads 4
     ADM (guided-diffusion @22e0df81)         as OpenAI, with resample_blocks and head_width 64
     DDPM++ (yang-song/score_sde_pytorch @cb1f359f)    resample_blocks, project_resampled, attend_last, rescale 2^-1/2
+    NCSN++ (the same)        as DDPM++, with fir, pyramid and Fourier features (output_skip from 256 x 256 on)
+    EDM (NVlabs/edm @008a4e53)               as DDPM++, NCSN++ (`early` vector) and ADM
 
 Sizes: a level of size n continues at ceil(n / 2) and the decoder crops what it doubled to the size of its skip, so
 every size works; sizes divisible by 2^(levels - 1) are never padded or cropped and give exactly the official results.
@@ -33,14 +35,13 @@ from sfumato.networks.blocks import (
     best_memory_format,
     conv,
     crop,
-    double,
     fold,
-    halve,
     linear,
     unfold,
 )
 from sfumato.networks.config import UNetConfig
 from sfumato.networks.embedding import TimeEmbedding
+from sfumato.networks.pyramid import Outlet, ResidualInlet, SkipInlet
 
 Mixer = Callable[[int, bool], nn.Module | None]
 
@@ -102,11 +103,26 @@ def residual(c: UNetConfig, inp: int, out: int, resample: Callable[[Tensor], Ten
     )
 
 
+def halving(c: UNetConfig, width: int) -> ResBlock | Downsample:
+    return residual(c, width, width, c.halver()) if c.resample_blocks else Downsample(c.dims, width, c.pad)
+
+
+def doubling(c: UNetConfig, width: int) -> ResBlock | Upsample:
+    return residual(c, width, width, c.doubler()) if c.resample_blocks else Upsample(c.dims, width)
+
+
 def attention(c: UNetConfig, channels: int, attend: bool) -> SelfAttention | None:
     """The config's mixer."""
     if not attend:
         return None
     return SelfAttention(c.dims, channels, c.norm, c.heads_of(channels), context=c.context, rescale=c.rescale)
+
+
+def inlet(c: UNetConfig, inp: int, out: int) -> nn.Module:
+    """What joins the config's pyramid of the picture to the encoder."""
+    if c.pyramid == "residual":
+        return ResidualInlet(c.dims, inp, out, c.rescale)
+    return SkipInlet(c.dims, inp, out, c.halver())
 
 
 class _Half(nn.Module):
@@ -134,17 +150,18 @@ class UNetEncoder(_Half):
     def __init__(self, config: UNetConfig, mixer: Mixer | None = None) -> None:
         super().__init__(config)
         c, mixer = config, mixer or partial(attention, config)
-        self.time = TimeEmbedding(c.clock(), c.features, c.embedding, vector=c.vector)
-        self.stem = conv(c.dims, c.channels * c.patch**c.dims, c.skips[0])
-        before = c.skips[0]
+        self.time = TimeEmbedding(c.clock(), c.features, c.embedding, vector=c.vector, early=c.early)
+        self.stem = conv(c.dims, side := c.channels * c.patch**c.dims, before := c.skips[0])
+        self.inlets = nn.ModuleList()
         for level, width in enumerate(c.widths):
             for _ in range(c.blocks):
                 self.levels.append(Stage(residual(c, before, width), mixer(width, level in c.attention)))
                 before = width
             if level < len(c.widths) - 1:
-                self.levels.append(
-                    Stage(residual(c, width, width, halve) if c.resample_blocks else Downsample(c.dims, width, c.pad))
-                )
+                self.levels.append(Stage(halving(c, width)))
+                if c.pyramid != "none":
+                    self.inlets.append(inlet(c, side, width))
+                    side = width if c.pyramid == "residual" else side
         pair = (Stage(residual(c, before, before), mixer(before, attend)) for attend in (c.attend_middle, False))
         self.middle = nn.ModuleList(pair)
         self.rows = Rows(c.embedding, (*self.levels, *self.middle))
@@ -162,10 +179,15 @@ class UNetEncoder(_Half):
         )
         embedding = self.time(time, vector)
         rows = self.rows(embedding)
-        h = self.stem(x if self.config.patch == 1 else fold(x, self.config.patch))
+        side = x if self.config.patch == 1 else fold(x, self.config.patch)
+        h = self.stem(side)
         skips = [h]
-        for stage, row in zip(self.levels, rows, strict=False):
+        period = self.config.blocks + 1  # stages of a level, of which the last one halves and may be joined
+        joined = period * len(self.inlets)
+        for i, (stage, row) in enumerate(zip(self.levels, rows, strict=False), 1):
             h = self._call(stage, h, row, tokens, mask)
+            if i <= joined and i % period == 0:
+                side, h = self.inlets[i // period - 1](side, h)
             skips.append(h)
         for stage, row in zip(self.middle, rows[len(self.levels) :], strict=True):
             h = self._call(stage, h, row, tokens, mask)
@@ -185,22 +207,27 @@ class UNetDecoder(_Half):
                 self.levels.append(Stage(residual(c, before + skips.pop(), width), mixer(width, attend)))
                 before = width
             if level:
-                self.levels.append(
-                    Stage(residual(c, width, width, double) if c.resample_blocks else Upsample(c.dims, width))
-                )
+                self.levels.append(Stage(doubling(c, width)))
         self.rows = Rows(c.embedding, self.levels)
-        self.norm = c.norm(before)
-        self.head = conv(c.dims, before, c.out * c.patch**c.dims, scale=LAST)
+        self.norm, out = c.norm(before), c.out * c.patch**c.dims
+        self.head = conv(c.dims, before, out, scale=LAST)
+        self.upsample, coarse = c.doubler(), c.widths[:0:-1] if c.output_skip else ()
+        self.outlets = nn.ModuleList(Outlet(c.dims, width, out, c.norm, c.doubler()) for width in coarse)
 
     def forward(self, features: Features, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         h, skips = features.middle, list(features.skips)
+        picture: Tensor | None = None
         period = self.config.blocks + 2  # stages of a level, of which the last one only doubles
         for i, (stage, row) in enumerate(zip(self.levels, self.rows(features.embedding), strict=True)):
             if i % period < period - 1:
                 skip = skips.pop()
                 h = torch.cat([crop(h, skip.shape[2:]), skip], 1)
+            elif self.config.output_skip:
+                picture = self.outlets[i // period](h, picture)
             h = self._call(stage, h, row, tokens, mask)
         h = self.head(self.norm(h))
+        if picture is not None:
+            h = h.add_(crop(self.upsample(picture), h.shape[2:]))
         return h if self.config.patch == 1 else unfold(h, self.config.patch)
 
 
