@@ -1,17 +1,20 @@
-"""Ten minutes of training on Fashion-MNIST: sfumato's ddpm against denoising-diffusion-pytorch at equal size, time and
-machine.
+"""Ten minutes of training on Fashion-MNIST: sfumato against denoising-diffusion-pytorch, the same paper at equal size,
+time and machine.
 
-    python benchmarks/fashion.py DATA --minutes 10 --tuned
+    python benchmarks/fashion.py DATA --paper ddpm|improved_ddpm|edm|v --minutes 10 --tuned
 
 Both train in one process, a minute each in turn, on the same 60,000 pictures without labels. The peer runs as its
-`Trainer` does by default (fp32, Adam 1e-4, batch 16, EMA 0.995 every 10 steps, v prediction on its sigmoid schedule),
-and a second time with the batch and the learning rate that serve us (`--tuned`). Both sample with 50 network calls of
-DDIM. The figure is a Frechet distance to the 10,000 test pictures in the features of a classifier trained on the same
-set; the floor is that of as many training pictures."""
+`Trainer` does by default (fp32, Adam 1e-4, batch 16, EMA 0.995 every 10 steps): `GaussianDiffusion` (v prediction on
+its sigmoid schedule) for ddpm, `LearnedGaussianDiffusion` for improved_ddpm, `ElucidatedDiffusion` for edm,
+`VParamContinuousTimeGaussianDiffusion` for v, which is our ddpm again; a second time with the batch and the learning
+rate that serve us (`--tuned`). Both sample with about 50 network calls. The figure is a Frechet distance to the 10,000
+test pictures in the features of a classifier trained on the same set; the floor is that of as many training
+pictures."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,8 +29,8 @@ from timing import report
 from sfumato import Ask, DataOptions, Seeds, load, open_data
 from sfumato.engine.options import Options
 from sfumato.engine.train import fresh, steps
-from sfumato.papers.ddpm import PRESETS
-from sfumato.samplers.ancestral import DDIM
+from sfumato.recipe import paper
+from sfumato.samplers.auto import Auto
 
 CLASSIFIER = Path(__file__).parent / "runs" / "fashion_classifier" / "model.safetensors"
 
@@ -39,10 +42,8 @@ def pictures(data) -> torch.Tensor:
 class Ours:
     """The generator of sfumato's own engine, pulled step by step."""
 
-    name = "sfumato ddpm"
-
-    def __init__(self, data, out: Path | None, total: int) -> None:
-        preset = PRESETS["fashion"]
+    def __init__(self, data, out: Path | None, total: int, name: str) -> None:
+        self.name, preset = f"sfumato {name}", paper(name).presets["fashion"]
         options = Options(
             out=out,
             training=replace(preset.training, steps=total),
@@ -53,7 +54,7 @@ class Ours:
             log_every=50,
             quiet=True,
         )
-        self.recipe = fresh("ddpm", replace(preset.config, shape=data.shape), 0)
+        self.recipe = fresh(name, replace(preset.config, shape=data.shape), 0)
         self.size = sum(p.numel() for p in self.recipe.parameters())
         self.out, self.total, self.done = out, total, 0
         self.loop = steps(self.recipe, data, options)
@@ -75,7 +76,7 @@ class Ours:
         recipe, out = load(self.out), []
         for first in range(0, n, 250):
             with torch.autocast("cpu", torch.bfloat16):
-                *_, state = recipe.sample(Ask(n=250, sampler=DDIM(50)), rng=Seeds(first))
+                *_, state = recipe.sample(Ask(n=250, sampler=Auto(50)), rng=Seeds(first))
             out.append(recipe.picture(state) * 2 - 1)
         return torch.cat(out)
 
@@ -83,7 +84,7 @@ class Ours:
 class Theirs:
     """denoising-diffusion-pytorch's network, diffusion, optimiser and EMA, as its Trainer puts them together."""
 
-    def __init__(self, images: torch.Tensor, dim: int, *, lr: float = 1e-4, batch: int = 16) -> None:
+    def __init__(self, images: torch.Tensor, dim: int, kind: str, *, lr: float = 1e-4, batch: int = 16) -> None:
         library = torch.library.Library(
             "torchvision", "FRAGMENT"
         )  # torchvision has no CPU build here: schemas that it registers for
@@ -95,14 +96,12 @@ class Theirs:
                 library.define(schema)
             except RuntimeError:
                 break
-        from denoising_diffusion_pytorch import GaussianDiffusion, Unet
         from ema_pytorch import EMA
 
         torch.manual_seed(0)
         self.name = f"denoising-diffusion-pytorch, batch {batch}, lr {lr:g}"
-        net = Unet(dim=dim, dim_mults=(1, 2, 4), channels=1)
-        self.size = sum(p.numel() for p in net.parameters())
-        self.diffusion = GaussianDiffusion(net, image_size=28, sampling_timesteps=50)
+        self.diffusion = diffusion(kind, dim)
+        self.size = sum(p.numel() for p in self.diffusion.parameters())
         self.optimiser = torch.optim.Adam(self.diffusion.parameters(), lr=lr, betas=(0.9, 0.99))
         self.ema = EMA(self.diffusion, beta=0.995, update_every=10)
         self.images, self.batch, self.done = (images + 1) / 2, batch, 0
@@ -121,6 +120,29 @@ class Theirs:
         self.ema.ema_model.eval()
         with torch.no_grad():
             return torch.cat([self.ema.ema_model.sample(batch_size=250) for _ in range(n // 250)]) * 2 - 1
+
+
+def diffusion(kind: str, dim: int) -> torch.nn.Module:
+    """The peer's form of a paper, at its defaults but for the number of sampling steps."""
+    import denoising_diffusion_pytorch as peer
+
+    def net(**settings: bool) -> torch.nn.Module:
+        return peer.Unet(dim=dim, dim_mults=(1, 2, 4), channels=1, **settings)
+
+    if kind == "edm":
+        return peer.ElucidatedDiffusion(net(random_fourier_features=True), image_size=28, channels=1)  # 63 calls
+    if kind == "improved_ddpm":
+        peer.learned_gaussian_diffusion.partial = (
+            functools.partial
+        )  # its DDIM needs what version 2.3.4 forgot to import
+        return peer.LearnedGaussianDiffusion(
+            net(learned_variance=True), image_size=28, sampling_timesteps=50, objective="pred_noise"
+        )
+    if kind == "v":
+        return peer.VParamContinuousTimeGaussianDiffusion(
+            net(random_fourier_features=True), image_size=28, channels=1, num_sample_steps=50
+        )
+    return peer.GaussianDiffusion(net(), image_size=28, sampling_timesteps=50)
 
 
 def in_turn(rivals: list, minutes: float, slice_seconds: float = 60.0, used: dict | None = None) -> dict[str, float]:
@@ -165,6 +187,7 @@ def quality(net: Classifier, test: torch.Tensor, images: torch.Tensor) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with train.npz and test.npz")
+    parser.add_argument("--paper", default="ddpm", choices=["ddpm", "improved_ddpm", "edm", "v"])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--work", type=Path, default=Path("runs/fashion"))
@@ -176,9 +199,11 @@ def main() -> None:
     net = kept(CLASSIFIER, lambda: train(images, labels, 10, epochs=3), 10)
     accuracy = float((read(net, held) == torch.as_tensor(test.labels)).float().mean())
     print(f"classifier: {accuracy:.4f} of the test pictures", flush=True)
-    second = pace(lambda: Ours(data, None, 10_000))
-    ours = Ours(data, options.work / "run", int(options.minutes * 60 / second * 0.97))
-    theirs = [Theirs(images, 32)] + ([Theirs(images, 32, lr=1e-3, batch=32)] if options.tuned else [])
+    name = "ddpm" if options.paper == "v" else options.paper
+    second = pace(lambda: Ours(data, None, 10_000, name))
+    ours = Ours(data, options.work / "run", int(options.minutes * 60 / second * 0.97), name)
+    theirs = [Theirs(images, 32, options.paper)]
+    theirs += [Theirs(images, 32, options.paper, lr=1e-3, batch=32)] if options.tuned else []
     used = in_turn([ours, *theirs], options.minutes)
     used[ours.name] += ours.finish()  # a busy machine leaves some of its steps over: the peers get as much more
     in_turn(theirs, used[ours.name] / 60, used=used)

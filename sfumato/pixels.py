@@ -6,7 +6,7 @@ walks; everything else is here."""
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,15 +53,16 @@ class Pixels(Recipe):
     label: Label | None
     view: losses.View = losses.views.eps  # in which the loss compares
     weight: losses.Weight | None = None
+    least: float | None = None  # the t from which on it is trained; None: its process's `first`
 
-    def unet(self, *, inputs: int = 1, outputs: int = 1) -> UNet:
+    def unet(self, *, inputs: int = 1, outputs: int = 1, kind: Callable[[UNetConfig], UNet] = UNet) -> UNet:
         """The config's network for the data's shape, with so many times its channels."""
         channels, *space = self.config.shape
-        return UNet(replace(self.config.network, channels=inputs * channels, out=outputs * channels, dims=len(space)))
+        return kind(replace(self.config.network, channels=inputs * channels, out=outputs * channels, dims=len(space)))
 
     def embedding(self, network: UNet) -> Label | None:
         """The embedding of the config's classes, if it has any."""
-        return Label(len(self.config.classes), network.config.embedding) if self.config.classes else None
+        return Label(len(self.config.classes), network.config.told) if self.config.classes else None
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -91,7 +92,11 @@ class Pixels(Recipe):
         t = self.draw(at.rng)
         cond = self.told(batch, at.rng)
         errors = self.errors(self.values(batch["image"]), t, cond, at.rng)
-        return Loss(errors.mean(), per_sample=errors.detach(), t=t)
+        return Loss(errors.mean(), per_sample=errors.detach(), t=self.level(t))
+
+    def level(self, t: Tensor) -> Tensor:
+        """Where the log counts the loss at t, in [0, 1]: t itself, where it spreads the noise levels well."""
+        return t
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 

@@ -54,6 +54,7 @@ class At:
     total: int  # steps of the whole run
     phase: str
     rng: Seeds  # one generator per example of the micro-batch; never the global generator
+    gather: Callable[[Tensor], Tensor] = torch.Tensor.cpu  # in `after`: the rows of all processes, in the batch's order
 
 
 class Loss(NamedTuple):
@@ -135,6 +136,7 @@ class Recipe(nn.Module, ABC):
 
     stages: tuple[str, ...] = ("model",)  # trained one after another, each an ordinary run
     value_range: tuple[float, float] = (-1.0, 1.0)  # of x0; pictures of a batch are in [-1, 1]
+    steady: bool = True  # its loss means the same all along, so that the first step's is an untrained model's
     scaffold: tuple[str, ...] = ()  # submodules that only training needs: final/ and `load` leave them out
 
     def __init__(self, config: Any) -> None:
@@ -155,8 +157,8 @@ class Recipe(nn.Module, ABC):
     def after(self, at: At, seen: Loss) -> None:
         """Called after the optimiser's step of each phase: EMA teachers, codebooks, histories of t.
 
-        `seen.value` is the mean over the whole batch; `per_sample` and `t` are this process's share. State that lives
-        on is a registered buffer, changed in place."""
+        `seen.value` is the mean over the whole batch; `per_sample` and `t` are this process's share, `at.gather` gives
+        everybody's. State that lives on is a registered buffer, changed in place and in all processes alike."""
 
     @classmethod
     def base(cls, config: Any) -> tuple[str, ...]:

@@ -20,20 +20,23 @@ from tyro.conf import Positional
 from sfumato.cli.parse import nearest, option, parse
 from sfumato.cli.progress import Progress
 from sfumato.cli.runs import described, find_run, free_folder, opened, writable
-from sfumato.cli.samplers import SAMPLERS, own_sampler
+from sfumato.cli.samplers import SAMPLERS, length, own_sampler
 from sfumato.cli.show import table
 from sfumato.core.random import Seeds
 from sfumato.data.pictures import grid, save_png, to_uint8
 from sfumato.engine.plan import choose_device, using_threads
 from sfumato.errors import UserError
 from sfumato.recipe import Ask, Recipe
+from sfumato.samplers.adaptive import ODE45
 from sfumato.samplers.auto import Auto
 from sfumato.samplers.sampler import Sampler
 
 __all__ = ["run"]
 
 KNOWN = ("auto", "ddim", "pndm", "heun", "lms", "dpmpp", "unipc", "euler_a", "dpmpp_2m_sde", "ddpm")
-TRUTH = 250  # steps of `auto`, the end of the flow for all that this compares
+MOVING = ("sscs", "em", "ode45")  # of data with a momentum
+TRUTHS: tuple[Sampler, ...] = (Auto(250), ODE45(10_000, rtol=1e-6, atol=1e-6))
+"""What goes to the end of the flow: the first that walks the process."""
 EXAMPLES = """\
 examples
   sfumato bench samplers runs/photos                                  ten samplers at 5 to 50 calls
@@ -49,7 +52,7 @@ class Bench:
 
     what: Annotated[str, Positional, option("what to compare", "samplers", "")] = ""
     run: Annotated[str, Positional, option("a run's folder", "RUN", "")] = ""
-    samplers: Annotated[tuple[str, ...], option("which", "NAME ...", "the ten best known")] = KNOWN
+    samplers: Annotated[tuple[str, ...], option("which", "NAME ...", "the best known")] = ()
     calls: Annotated[tuple[int, ...], option("how often the network may be asked", "N ...", "5 10 20 50")] = (
         5,
         10,
@@ -88,6 +91,10 @@ def run(args: list[str]) -> int:
     recipe = opened(home, choose_device(flags.device))
     if own_sampler(recipe) is None:
         raise UserError("this run does not walk a denoiser: there are no samplers to compare.")
+    names = flags.samplers or (KNOWN if _walks_it(Auto(), recipe) else MOVING)
+    if not any(_walks_it(SAMPLERS[name], recipe) for name in names):
+        length(SAMPLERS[names[0]], recipe)  # says why
+    flags = replace(flags, samplers=names)
     out = writable(flags.out or free_folder(home / "bench"))
     with using_threads(flags.threads):
         walks = list(_walks(recipe, flags))
@@ -102,16 +109,32 @@ def run(args: list[str]) -> int:
 
 
 def _walks(recipe: Recipe, flags: Bench) -> Iterator[Walk]:
-    truth, _, _ = _end(recipe, Auto(steps=TRUTH), flags)
-    plans = [(name, n, _within(name, n, recipe)) for name in flags.samplers for n in flags.calls]
+    truth = _end(recipe, next(way for way in TRUTHS if _walks_it(way, recipe)), flags).x
+    low, high = recipe.value_range
+    plans = [(name, n, sampler) for name in flags.samplers for n, sampler in _plans(name, flags.calls, recipe)]
     with Progress("comparing samplers") as show:
         for done, (name, n, sampler) in enumerate(plans):
             if sampler is not None:
-                x, pictures, seconds = _end(recipe, sampler, flags)
-                off = None if sampler.stochastic else (x - truth).square().flatten(1).mean(1).sqrt()
-                median, worst = (None, None) if off is None else (float(off.median()), float(off.max()))
-                yield Walk(name, n, seconds / flags.n, median, worst, to_uint8(pictures[:4]))
+                end = _end(recipe, sampler, flags)
+                off = (end.x - truth).square().flatten(1).mean(1).sqrt() * (2 / (high - low))
+                median, worst = (None, None) if sampler.stochastic else (float(off.median()), float(off.max()))
+                yield Walk(name, n or end.calls, end.seconds / flags.n, median, worst, to_uint8(end.pictures[:4]))
             show(done + 1, len(plans))
+
+
+def _walks_it(sampler: Sampler, recipe: Recipe) -> bool:
+    try:
+        sampler.check(recipe.denoiser.process)  # type: ignore[union-attr, arg-type]
+    except ValueError:
+        return False
+    return True
+
+
+def _plans(name: str, calls: tuple[int, ...], recipe: Recipe) -> list[tuple[int, Sampler | None]]:
+    """The sampler at each number of calls; once, as it is, where it decides on its way (0: not known yet)."""
+    if not _walks_it(SAMPLERS[name], recipe):
+        return []
+    return [(n, _within(name, n, recipe)) for n in calls] if SAMPLERS[name].calls() else [(0, SAMPLERS[name])]
 
 
 def _within(name: str, calls: int, recipe: Recipe) -> Sampler | None:
@@ -128,13 +151,23 @@ def _within(name: str, calls: int, recipe: Recipe) -> Sampler | None:
     return None
 
 
+class End(NamedTuple):
+    """Where a walk ended."""
+
+    x: Tensor
+    pictures: Tensor
+    seconds: float
+    calls: int  # where the sampler counted them, else 0
+
+
 @torch.no_grad()
-def _end(recipe: Recipe, sampler: Sampler, flags: Bench) -> tuple[Tensor, Tensor, float]:
-    """x_0, pictures, seconds."""
+def _end(recipe: Recipe, sampler: Sampler, flags: Bench) -> End:
     start = time.perf_counter()
     states = recipe.sample(Ask(n=flags.n, sampler=sampler), rng=Seeds(flags.seed))
     state = deque(states, maxlen=1).pop()
-    return state.x.float().cpu(), recipe.picture(state).float().cpu(), time.perf_counter() - start
+    x = recipe.denoiser.process.project(state.x)  # type: ignore[union-attr, operator]
+    calls = state.memory[0].calls if isinstance(sampler, ODE45) else 0
+    return End(x.float().cpu(), recipe.picture(state).float().cpu(), time.perf_counter() - start, calls)
 
 
 def _table(walks: list[Walk]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,10 +38,12 @@ from sfumato.recipe import (
     reason,
 )
 from sfumato.samplers.ancestral import DDIM
+from sfumato.samplers.sampler import Sampler
+from sfumato.samplers.sde import SSCS, quadratic_striding
 
 __all__ = ["Job", "asked_training", "built", "new", "open_split", "options_of", "preview_of"]
 
-PREVIEW_STEPS = 50
+BRIEF: tuple[Sampler, ...] = (DDIM(50), SSCS(50, quadratic_striding))  # of previews: the first that walks the process
 REHEARSED = 16  # pictures
 
 
@@ -250,4 +253,10 @@ def _timed(
 def preview_of(recipe: Recipe) -> Ask:
     """Few enough steps that looking at a run does not slow it down."""
     own = own_sampler(recipe)
-    return Ask(n=16, sampler=DDIM(PREVIEW_STEPS) if own is not None and own.steps > PREVIEW_STEPS else None)
+    if own is None or own.steps <= BRIEF[0].steps:
+        return Ask(n=16)
+    for brief in BRIEF:
+        with suppress(ValueError):
+            brief.check(recipe.denoiser.process)  # type: ignore[union-attr, arg-type]
+            return Ask(n=16, sampler=brief)
+    return Ask(n=16)

@@ -27,7 +27,8 @@ from sfumato.cli.samplers import own_sampler
 from sfumato.cli.show import Rows, amount, duration, rows, table
 from sfumato.core import guidance, losses
 from sfumato.core.denoiser import Denoiser, NeuralDenoiser
-from sfumato.core.likelihood import Density, density, dequantised, offset, rademacher
+from sfumato.core.likelihood import Density, density, dequantised, offset, phase_density, rademacher
+from sfumato.core.phase import CLD
 from sfumato.core.posterior import Variance, large, learned, small
 from sfumato.core.process import Affine
 from sfumato.core.random import Seeds, key
@@ -157,8 +158,13 @@ class Meter:
         """Reads the data. Raises UserError where the two do not go together."""
         denoiser = getattr(recipe, "denoiser", None)
         shape = tuple(recipe.config.shape)
-        if not isinstance(denoiser, NeuralDenoiser) or not isinstance(denoiser.process, Affine):
+        if not isinstance(denoiser, NeuralDenoiser) or not isinstance(denoiser.process, Affine | CLD):
             raise UserError("likelihood needs a paper that noises pictures themselves: this run's does not.")
+        if isinstance(denoiser.process, CLD) and flags.method != "ode":
+            raise UserError(
+                "this run's pictures have a momentum, and their chain no such bound: leave out --method; the flow of "
+                "the two bounds the likelihood by itself."
+            )
         if flags.variance == "learned" and not denoiser.learn_variance:
             raise UserError("this run does not learn its variance: give --variance small or large, or none.")
         if len(shape) != 3 or shape[0] not in COLOURS:
@@ -186,8 +192,7 @@ class Meter:
             bound = list(self._each("measuring the bound", self.bound)) if asked != "ode" else []
         except ArithmeticError as error:
             raise UserError(f"the flow cannot be followed: {error}; try a larger --rtol or --eps.") from None
-        shift = offset(levels=self.levels)
-        values = torch.cat([of.bits() for of in flow]) + shift if flow else None
+        values = torch.cat([of.bits() for of in flow]) + self.offset if flow else None
         return Found(self.data, values, joined(bound), max((of.calls for of in flow), default=0))
 
     def _each(self, what: str, measure: Callable[[slice, Show], T]) -> Iterator[T]:
@@ -199,20 +204,38 @@ class Meter:
                 yield measure(part, partial(_show_share, show, part, n))
 
     def flow(self, part: slice, show: Show) -> Density:
-        """The flow's density of the dequantised pictures."""
-        x = dequantised(self._pictures(part), self._seeds(part, "levels"), levels=self.levels)
+        """The flow's density of the dequantised pictures; of data that move, the bound that it gives."""
+        x = self._stretched(dequantised(self._pictures(part), self._seeds(part, "levels"), levels=self.levels))
+        measure = partial(phase_density, rng=self._seeds(part, "momentum")) if self.moving else density
         probes = rademacher(x, self._seeds(part, "probes"), self.flags.probes)
         rtol = self.flags.rtol
-        return density(self._told(part), x, probes=probes, eps=self.flags.eps, rtol=rtol, atol=rtol, show=show)
+        return measure(self._told(part), x, probes=probes, eps=self.start, rtol=rtol, atol=rtol, show=show)
 
     def bound(self, part: slice, show: Show) -> losses.Bound:
         """The variational bound of the chain, whose x0 is clipped if the run clips it."""
-        denoiser = guidance.clip(self._told(part)) if self.clipped else self._told(part)
+        span = self.recipe.value_range
+        denoiser = guidance.clip(self._told(part), *span) if self.clipped else self._told(part)
         steps = torch.linspace(1.0, 0.0, self.steps + 1, dtype=torch.float64)
-        pictures, rng, variance = self._pictures(part), self._seeds(part, "bound"), self.variance
+        x, rng, variance = self._stretched(self._pictures(part)), self._seeds(part, "bound"), self.variance
         return losses.variational_bound(
-            denoiser, pictures, steps, rng=rng, variance=variance, levels=self.levels, show=show
+            denoiser, x, steps, rng=rng, variance=variance, levels=self.levels, span=span, show=show
         )
+
+    @property
+    def moving(self) -> bool:
+        """Whether the run's data have a momentum."""
+        return isinstance(self.denoiser.process, CLD)
+
+    @property
+    def start(self) -> float:
+        """The t at which the flow begins: as asked, else the least that the run was trained at."""
+        least: float | None = getattr(self.recipe, "least", None)
+        return self.flags.eps or least or self.denoiser.process.first
+
+    @property
+    def offset(self) -> float:
+        low, high = self.recipe.value_range
+        return offset(levels=self.levels, low=low, high=high)
 
     @property
     def clipped(self) -> bool:
@@ -241,6 +264,11 @@ class Meter:
         x: Tensor = self.data.batch(np.arange(part.start, part.stop))["image"]
         return x.to(self._device)
 
+    def _stretched(self, x: Tensor) -> Tensor:
+        """x in [-1, 1] as the run's x0."""
+        low, high = self.recipe.value_range
+        return x if (low, high) == (-1.0, 1.0) else x.add(1).mul_((high - low) / 2).add_(low)
+
     def _seeds(self, part: slice, stream: str) -> Seeds:
         """Each picture's own, by its name: whatever else is measured with it."""
         return Seeds.pictures([key("likelihood", self.flags.seed, stream, name) for name in self.data.names[part]])
@@ -254,8 +282,10 @@ class Meter:
         if self._device.type != "cpu" or torch.get_num_threads() == 1:
             return None
         first = slice(0, self.batch)
-        denoiser, x = self._told(first), self._pictures(first).requires_grad_()
-        return choose_threads(lambda: torch.autograd.grad(denoiser(x, 0.5).eps.sum(), x))[0]
+        denoiser, x = self._told(first), self._pictures(first)
+        xt = self.denoiser.process.noise(x, 0.5, self.denoiser.process.draw(x, self._seeds(first, "time"))).xt
+        xt = xt.detach().requires_grad_()
+        return choose_threads(lambda: torch.autograd.grad(denoiser(xt, 0.5).eps.sum(), xt))[0]
 
     # -- what was measured ---------------------------------------------------------------------------------------------
 
@@ -270,14 +300,15 @@ class Meter:
         return out if found.bound is None else [*out, ("bound", self._about_bound(found.bound))]
 
     def _about_flow(self, bits: Tensor, calls: int) -> str:
-        f, process = self.flags, self.denoiser.process
-        start = getattr(process, "first", 0.0) if f.eps is None else f.eps
+        f, (low, high) = self.flags, self.recipe.value_range
+        wide = f"{high - low:g} (k + u) / {self.levels}".removeprefix("1 ")
+        of = "p(x, v) - entropy of v" if self.moving else "p(x)"
         return (
-            f"{told(bits.mean(1))}\n"
-            f"probability flow from t = {start:g}, rtol {f.rtol:g}, {amount(f.probes, 'probe')}; at most {calls} "
+            f"{told(bits.mean(1))}{', an upper bound' if self.moving else ''}\n"
+            f"probability flow from t = {self.start:g}, rtol {f.rtol:g}, {amount(f.probes, 'probe')}; at most {calls} "
             "network calls a picture\n"
-            f"-log2 p(x) + {offset(levels=self.levels):g} of x = 2 (k + u) / {self.levels} - 1, with the level k and u "
-            "uniform in [0, 1)"
+            f"-log2 {of} + {self.offset:g} of x = {wide}{f' {low:+g}'.replace('-', '- ') if low else ''}, with the "
+            "level k and u uniform in [0, 1)"
         )
 
     def _about_bound(self, of: losses.Bound) -> str:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from typing import Any
 
 from sfumato.cli.parse import nearest
 from sfumato.core import times
-from sfumato.core.posterior import Variance, large, small
+from sfumato.core.posterior import Variance, large, learned, small
 from sfumato.errors import UserError
 from sfumato.recipe import Recipe
 from sfumato.samplers import pndm
 from sfumato.samplers.adaptive import ODE45
 from sfumato.samplers.ancestral import DDIM, Ancestral
 from sfumato.samplers.auto import Auto
+from sfumato.samplers.consistency import Consistency, few
 from sfumato.samplers.langevin import PredictorCorrector
 from sfumato.samplers.multistep import DEIS, LMS, DPMpp2M, DPMpp2MSDE, DPMpp3M, DPMpp3MSDE
 from sfumato.samplers.ode import DPM2, DPM2Ancestral, DPMpp2S, DPMppSDE, DPMSolver, Euler, EulerAncestral, Heun
+from sfumato.samplers.restart import Restart
 from sfumato.samplers.sampler import Sampler
 from sfumato.samplers.sde import SSCS, EulerMaruyama, quadratic_striding, striding
 from sfumato.samplers.unipc import UniPC
@@ -46,7 +49,9 @@ SAMPLERS: dict[str, Sampler] = {
     "ode45": ODE45(),
     "em": EulerMaruyama(),
     "pc": PredictorCorrector(),
+    "restart": Restart(),
     "sscs": SSCS(),
+    "consistency": Consistency(),
 }
 """Each as it is when nothing else is asked for: with steps and a grid that suit it."""
 
@@ -56,12 +61,15 @@ SPACINGS: dict[str, times.Spacing] = {
     "quadratic": times.quadratic,
     "power": times.power,
     "log_snr": times.log_snr,
+    "few": few,
     "leading": times.leading,
     "trailing": times.trailing,
+    "strided": times.strided,
     "striding": striding,
     "quadratic_striding": quadratic_striding,
 }
-VARIANCES: dict[str, Variance] = {"small": small, "large": large}
+WALK = ("steps", "spacing", "eta", "variance")  # what of a sampler can be asked for
+VARIANCES: dict[str, Variance] = {"small": small, "large": large, "learned": learned}
 
 
 def own_sampler(recipe: Recipe) -> Sampler | None:
@@ -82,10 +90,11 @@ def chosen(
 ) -> Sampler:
     """The paper's own sampler, or the named one, with the fields that were asked for. Raises UserError."""
     base = own if name is None or name == facts(own)["sampler"] else _named(name)
+    grid = _spacing(spacing)
     asked: dict[str, Any] = {
-        "steps": steps,
+        "steps": grid.steps if steps is None and isinstance(grid, times.Respacing) else steps,
         "eta": eta,
-        "spacing": _function(SPACINGS, spacing, "spacing"),
+        "spacing": grid,
         "variance": _function(VARIANCES, variance, "variance"),
     }
     asked = {field: value for field, value in asked.items() if value is not None}
@@ -114,6 +123,14 @@ def _function(table: dict[str, Any], name: str | None, what: str) -> Any:
     return None if name is None else table[name]
 
 
+def _spacing(name: str | None) -> Any:
+    """A spacing by its name, or by the entries that it keeps."""
+    if name is not None and name not in SPACINGS:
+        with suppress(ValueError):
+            return times.Respacing(name)
+    return _function(SPACINGS, name, "spacing")
+
+
 def _fields(sampler: Sampler) -> set[str]:
     return {field.name for field in dataclasses.fields(sampler)}
 
@@ -121,7 +138,7 @@ def _fields(sampler: Sampler) -> set[str]:
 def facts(sampler: Sampler) -> dict[str, Any]:
     """The sampler as plain values that `chosen` takes back; functions by their name."""
     names = {type(known): name for name, known in SAMPLERS.items()}
-    fields = {name: getattr(sampler, name) for name in _fields(sampler)}
+    fields = {name: getattr(sampler, name) for name in WALK if name in _fields(sampler)}
     return {
         "sampler": names.get(type(sampler), type(sampler).__name__.lower()),
         **{name: getattr(value, "__name__", value) for name, value in fields.items()},
@@ -130,9 +147,12 @@ def facts(sampler: Sampler) -> dict[str, Any]:
 
 def length(sampler: Sampler, recipe: Recipe) -> int:
     """How many steps the sampler takes on this recipe's process. Raises UserError where it cannot walk it."""
-    process: Any = getattr(getattr(recipe, "denoiser", None), "process", None)
+    denoiser: Any = getattr(recipe, "denoiser", None)
+    process: Any = getattr(denoiser, "process", None)
     if process is None:
         return sampler.steps
+    if getattr(sampler, "variance", None) is learned and not getattr(denoiser, "learn_variance", False):
+        raise UserError("this run does not learn its variance: leave out --like, or sample with ddim.")
     try:
         sampler.check(process)
         return len(sampler.spacing(process, sampler.steps, 1.0, 0.0)) - 1

@@ -6,6 +6,7 @@ with coefficients in float64, so that any mixture of the views costs one multipl
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from sfumato.core.process import Affine, Point
 
-__all__ = ["Estimate", "Scalar", "like"]
+__all__ = ["Estimate", "Scalar", "like", "scaled"]
 
 Scalar = float | Tensor  # a host float where the batch shares t, else (B,) float64
 Row = tuple[Scalar, ...]  # weights of the tensors an Estimate keeps: two, and three in the phase space
@@ -26,6 +27,17 @@ def like(c: Scalar, x: Tensor) -> Scalar:
         return c
     c = c.to(x.dtype).to(x.device)  # in this order: not every device knows float64
     return c.reshape(c.shape + (1,) * (x.ndim - c.ndim)) if c.ndim else c
+
+
+@lru_cache(maxsize=8192)
+def _number(value: float, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(value, dtype=dtype, device="cpu")
+
+
+def scaled(x: Tensor, c: float) -> Tensor:
+    """c x. A Python float is wrapped anew in every product: a kept tensor () takes half the time, and gives the same
+    bits where its type holds c as a product would."""
+    return x * (_number(c, x.dtype) if x.dtype in (torch.float32, torch.float64) else c)
 
 
 def combine(a: Scalar, p: Tensor, b: Scalar, q: Tensor) -> Tensor:
@@ -86,7 +98,7 @@ class Estimate:
         (p, q), (r, u) = self.row_x0, self.row_eps
         c, d = a * p + b * r, a * q + b * u
         if type(c) is float and type(d) is float and c != 0.0:  # what every step of every sampler does
-            return (self._a * c).add_(self._b, alpha=d)
+            return scaled(self._a, c).add_(self._b, alpha=d)
         return combine(c, self._a, d, self._b)
 
     def _view(self, row: Row) -> Tensor:

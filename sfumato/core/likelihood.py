@@ -5,7 +5,8 @@ arXiv:2011.13456, eqs. 38-39; the estimate of div is Hutchinson's, eq. 40). So l
 the integral of div on the way. It is the density of what the flow makes of noise at t = eps, by any process.
 
 The variational bound, for the chain of a finite number of steps, is `losses.variational_bound`. Both are in bits per
-dimension: -log2 p / dimensions. For pictures of 256 levels the density is that of the picture with uniform noise of
+dimension: -log2 p / dimensions. For data that move, `phase_density` bounds log p(x) by the flow of x and its momentum.
+For pictures of 256 levels the density is that of the picture with uniform noise of
 one level added, whose expectation bounds the probability of the levels (Theis et al. 2016, arXiv:1511.01844, section
 3.1)."""
 
@@ -22,6 +23,7 @@ from sfumato.core import solve
 from sfumato.core.denoiser import Denoiser
 from sfumato.core.estimate import like
 from sfumato.core.guidance import Guided
+from sfumato.core.phase import CLD, halves
 from sfumato.core.process import Affine, Point
 from sfumato.core.random import Seeds
 
@@ -33,10 +35,12 @@ __all__ = [
     "gaussian",
     "mean_of",
     "offset",
+    "phase_density",
     "rademacher",
 ]
 
 MOST = 1e6  # of sigma / alpha
+BEGIN = "the flow begins at an eps between 0 and 1, not at {}"
 BUSY = math.log(100.0)  # of log(sigma / alpha): hardly a step is taken beyond
 
 
@@ -46,10 +50,11 @@ class Density(NamedTuple):
     log_prob: Tensor  # (B, K) float64: an unbiased estimate for each probe; exact if K is 1 and there were none
     x1: Tensor  # (B, C, *S) at t = 1
     calls: int  # of the denoiser
+    dimensions: int  # of the data
 
     def bits(self) -> Tensor:
         """(B, K) bits per dimension: -log2 p(x) / dimensions, of the density of x itself (see `offset`)."""
-        return -self.log_prob / (math.log(2.0) * self.x1[0].numel())
+        return -self.log_prob / (math.log(2.0) * self.dimensions)
 
     def error(self) -> Tensor:
         """(B,) standard error of the mean of `log_prob` over the probes; nan for one."""
@@ -154,25 +159,7 @@ def density(
     (w, gained), calls = solve.integrate(slope, (x / n0, nothing), low, high, rtol=rtol, atol=atol)
     x1 = w * n1
     log_prob = _prior(flow.process, x1)[:, None] + dimensions * (gained + math.log(n1 / n0))
-    return Density(log_prob.cpu().double(), x1, calls)
-
-
-class _Clock:
-    """t at u = log(sigma / alpha), for the many times of one solve: knots by bisection, between them the secant of
-    their interval, corrected until u holds to about 1e-10 (less beside the kinks of a table)."""
-
-    def __init__(self, process: Affine, low: float, high: float, knots: int = 1025) -> None:
-        self.process, self.low, self.step = process, low, (high - low) / (knots - 1)
-        self.t = process.time(-2 * torch.linspace(low, high, knots, dtype=torch.float64))
-
-    def __call__(self, u: Tensor) -> Tensor:
-        k = ((u - self.low) / self.step).long().clamp(0, len(self.t) - 2)
-        begin, end = self.t[k], self.t[k + 1]
-        slope = (end - begin) / self.step
-        t = begin + slope * (u - self.low - k * self.step)
-        for _ in range(3):
-            t = torch.clamp(t + slope * (u + self.process.log_snr(t) / 2), begin, end)
-        return t
+    return Density(log_prob.cpu().double(), x1, calls, dimensions)
 
 
 class _Flow(NamedTuple):
@@ -189,28 +176,23 @@ class _Flow(NamedTuple):
     probes: Tensor | None
     start: Point
     end: Point
-    clock: _Clock
 
     @classmethod
     def of(cls, denoiser: Denoiser, probes: Tensor | None, eps: float | None) -> _Flow:
-        if isinstance(denoiser, Guided):
-            raise ValueError(
-                "guidance makes no density: a guided or clipped denoiser is the score of no distribution of x_t; "
-                "give the denoiser itself"
-            )
+        _refuse_guided(denoiser)
         process = denoiser.process
         if not isinstance(process, Affine):
             raise ValueError(f"the density needs x_t = alpha x0 + sigma eps, not {process}")
         start, end = process.at(process.first if eps is None else eps), process.at(1.0)
         if not 0.0 < float(start.t) < 1.0:
-            raise ValueError(f"the flow begins at an eps between 0 and 1, not at {eps}")
+            raise ValueError(BEGIN.format(eps))
         if end.ratio > MOST:
             end = process.at(float(process.time(-2 * math.log(MOST))))
-        return cls(denoiser, process, probes, start, end, _Clock(process, -start.lam, -end.lam))
+        return cls(denoiser, process, probes, start, end)
 
     def __call__(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """(dw / du (B, C, *S), its divergence per dimension (B, K)) at u (B,)."""
-        point = self.process.at(self.clock(u))
+        point = self.process.at(self.process.time(-2 * u))
         n = torch.as_tensor((point.alpha**2 + point.sigma**2) ** 0.5)
         c, s = point.alpha / n, point.sigma / n
         with torch.enable_grad():
@@ -225,3 +207,76 @@ def _prior(process: Affine, x1: Tensor) -> Tensor:
     std = float(process.at(1.0).sigma) if process.prior_std is None else process.prior_std
     square = (x1.to(_wide(x1)) / std).square().flatten(1).sum(1)
     return -0.5 * square - x1[0].numel() * math.log(std * math.sqrt(2 * math.pi))
+
+
+def _refuse_guided(denoiser: Denoiser) -> None:
+    if isinstance(denoiser, Guided):
+        raise ValueError(
+            "guidance makes no density: a guided or clipped denoiser is the score of no distribution of x_t; "
+            "give the denoiser itself"
+        )
+
+
+# -- data that move ----------------------------------------------------------------------------------------------------
+
+
+def phase_density(
+    denoiser: Denoiser,
+    x: Tensor,
+    rng: Seeds,
+    *,
+    probes: Tensor | None = None,
+    eps: float | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    show: Callable[[float], object] = lambda done: None,
+) -> Density:
+    """At most log p(x) in expectation, of x (B, C, *S) by a CLD: log p(x, v) + H(v) with one momentum v for each
+    example, drawn from the law that it has at t = 0 (Dockhorn et al. 2022, arXiv:2112.07068, appendix on the bound).
+
+    The gap is the entropy that v keeps once x is known, against H(v). log p(x, v) is the flow's, as in `density`, with
+    `probes` (K, B, C, *S) of the momentum: the score alone is estimated, what is linear is known. x1 is (x, v) at
+    t = 1. Raises ValueError for guidance, other processes and an eps that is not between 0 and 1; ArithmeticError where
+    the flow cannot be followed."""
+    _refuse_guided(denoiser)
+    process = denoiser.process
+    if not isinstance(process, CLD):
+        raise ValueError(f"this bound is for data that move, not for {process}: `density` is exact there")
+    start, dimensions = process.first if eps is None else eps, x[0].numel()
+    if not 0.0 < start < 1.0:
+        raise ValueError(BEGIN.format(eps))
+    done, variance = 0.0, process.gamma * process.mass
+    u = torch.cat([x, math.sqrt(variance) * rng.normal(x.shape, dtype=x.dtype, device=x.device)], dim=1)
+
+    def slope(t: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        nonlocal done
+        done = max(done, min((float(t.min()) - start) / (1.0 - start), 1.0))
+        show(done)
+        return _phase_slope(process, denoiser, t, y[0], probes)
+
+    nothing = torch.zeros(len(x), 1 if probes is None else len(probes), dtype=_wide(x), device=x.device)
+    (u1, gained), calls = solve.integrate(slope, (u, nothing), start, 1.0, rtol=rtol, atol=atol)
+    entropy = 0.5 * dimensions * (1.0 + math.log(2.0 * math.pi * variance))
+    log_prob = _phase_prior(process, u1)[:, None] + dimensions * gained + entropy
+    return Density(log_prob.cpu().double(), u1, calls, dimensions)
+
+
+def _phase_slope(
+    process: CLD, denoiser: Denoiser, t: Tensor, u: Tensor, probes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(du / dt (B, 2 C, *S), its divergence per dimension of the data (B, K)) at t (B,)."""
+    point = process.at(t)
+    with torch.enable_grad():
+        x, v = halves(u.detach())
+        v = v.clone().requires_grad_()
+        score = denoiser(torch.cat([x, v], dim=1), point).score
+        div = _exact(score, v) if probes is None else _estimates(score, v, probes)
+    pull = torch.as_tensor(process.friction * process.rate(t)).to(div.dtype).to(div.device)[:, None]
+    return process.reverse(u, point, score.detach(), ode=True), -pull * (1 / process.mass + div / v[0].numel())
+
+
+def _phase_prior(process: CLD, u: Tensor) -> Tensor:
+    """(B,) log density of u under N(0, I) x N(0, M I)."""
+    x, v = halves(u.to(_wide(u)))
+    square = (x.square() + v.square() / process.mass).flatten(1).sum(1)
+    return -0.5 * square - x[0].numel() * (math.log(2 * math.pi) + 0.5 * math.log(process.mass))

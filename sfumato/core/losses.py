@@ -24,7 +24,9 @@ __all__ = [
     "bound",
     "decoder_bits",
     "denoising",
+    "edm",
     "held",
+    "likelihood",
     "min_snr",
     "prior_bits",
     "snr",
@@ -85,6 +87,23 @@ def min_snr(gamma: float = 5.0) -> Weight:
     return lambda process, p: torch.as_tensor(_snr(process, p)).clamp(max=gamma)
 
 
+def likelihood(process: Affine, p: Point) -> Scalar:
+    """g^2 of the squared error of the score: what bounds the likelihood (Song et al. 2021, arXiv:2101.09258, theorem
+    1)."""
+    da, ds = process.rates(p.t)
+    return 2 * (p.alpha / p.sigma) ** 2 * (ds / p.sigma - da / p.alpha)
+
+
+def edm(data_std: float = 0.5) -> Weight:
+    """(s^2 + data_std^2) / (s data_std)^2 with s = sigma / alpha: 1 / c_out^2 of the parametrisation `edm`, so that the
+    network's own output is what counts, alike at every noise level (Karras et al. 2022, table 1)."""
+
+    def weight(process: Affine, p: Point) -> Scalar:
+        return _snr(process, p) + 1.0 / data_std**2
+
+    return weight
+
+
 # -- losses ------------------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +160,7 @@ def step_bits(
     least: float,
     variance: Variance = small,
     levels: int = 256,
+    span: tuple[float, float] = (-1.0, 1.0),
 ) -> Tensor:
     """(B,) bits per dimension of the step t -> s, each example's own where they are (B,): `bound`, and `decoder_bits`
     where s is clean, with the variance `least` in place of the posterior's 0.
@@ -149,7 +169,7 @@ def step_bits(
     s = truth.process.at(s)
     if not isinstance(s.sigma, Tensor) and s.sigma:
         return bound(truth, guess, s, variance=variance)
-    decoder = decoder_bits(truth.x0, guess.x0, variance(truth.point, s, guess.nu, least), levels=levels)
+    decoder = decoder_bits(truth.x0, guess.x0, variance(truth.point, s, guess.nu, least), levels=levels, span=span)
     if not isinstance(s.sigma, Tensor):
         return decoder
     inner = bound(truth, guess, s, variance=variance, least=least)
@@ -165,16 +185,19 @@ def _tensor(c: Scalar) -> Tensor:
     return c if isinstance(c, Tensor) else torch.tensor(c, dtype=torch.float64)
 
 
-def decoder_bits(x0: Tensor, mean: Tensor, variance: Scalar, *, levels: int = 256) -> Tensor:
+def decoder_bits(
+    x0: Tensor, mean: Tensor, variance: Scalar, *, levels: int = 256, span: tuple[float, float] = (-1.0, 1.0)
+) -> Tensor:
     """(B,) -log2 p(x0 | x_1) per dimension of the discretised decoder (Ho et al. eq. 13).
 
-    x0 on `levels` values from -1 to 1; bins have half-width 1 / (levels - 1), the outer two are open. The normal
+    x0 on `levels` even values over `span`; a bin reaches half way to the next, the outer two are open. The normal
     distribution function is exact (the official code takes a tanh approximation, off by up to 3e-4)."""
-    half, std, centred = 1 / (levels - 1), like(_tensor(variance).sqrt(), x0), x0 - mean
+    middle, reach = (span[0] + span[1]) / 2, (span[1] - span[0]) / 2
+    half, std, centred = reach / (levels - 1), like(_tensor(variance).sqrt(), x0), x0 - mean
     upper, lower = (centred + half) / std, (centred - half) / std
     inside = torch.special.ndtr(upper) - torch.special.ndtr(lower)
-    outside = torch.special.ndtr(torch.where(x0 < 0, upper, -lower))
-    mass = torch.where(x0.abs() > 1 - half, outside, inside)
+    outside = torch.special.ndtr(torch.where(x0 < middle, upper, -lower))
+    mass = torch.where((x0 - middle).abs() > reach - half, outside, inside)
     return -mass.clamp(min=1e-12).log2().flatten(1).mean(1)
 
 
@@ -206,9 +229,10 @@ def variational_bound(
     rng: Seeds,
     variance: Variance = small,
     levels: int = 256,
+    span: tuple[float, float] = (-1.0, 1.0),
     show: Callable[[float], object] = lambda done: None,
 ) -> Bound:
-    """-log p(x0) is at most this (Ho et al. eq. 5), one draw of noise per step; x0 (B, C, *S) on `levels` of [-1, 1].
+    """-log p(x0) is at most this (Ho et al. eq. 5), one draw of noise per step; x0 (B, C, *S) on `levels` of `span`.
 
     `grid` falls from 1 to 0. The last step's small variance is that of the step before it (the official code: q(x_1 |
     x_2, x0)'s). `show` is told the share that is done. Raises ValueError for another grid or kind of process."""
@@ -222,7 +246,7 @@ def variational_bound(
     for i, (t, s) in enumerate(itertools.pairwise(points), 1):
         truth = process.noise(x0, t, process.draw(x0, rng))
         guess = denoiser(truth.xt, t)
-        bits = step_bits(truth, guess, s, least=least, variance=variance, levels=levels)
+        bits = step_bits(truth, guess, s, least=least, variance=variance, levels=levels, span=span)
         errors = ((view(guess) - view(truth)).square().flatten(1).mean(1) for view in (views.x0, views.eps))
         rows.append(torch.stack([bits, *errors]))
         show(i / (len(points) - 1))

@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sfumato.core.estimate import Row, Scalar, reciprocal
 from sfumato.core.process import Affine, Point
 
-__all__ = ["Coefficients", "Parametrisation", "edm", "eps", "score", "v", "velocity", "x0"]
+__all__ = ["Coefficients", "Parametrisation", "consistency", "edm", "eps", "score", "v", "velocity", "x0"]
 
 
 class Coefficients(NamedTuple):
@@ -86,3 +87,31 @@ def edm(data_std: float = 0.5) -> Parametrisation:
         )
 
     return coefficients
+
+
+def consistency(data_std: float = 0.5, low: float = 0.002, *, pace: float = 0.25) -> Parametrisation:
+    """f(x, s) = c_skip x + c_out F(c_in x, pace log s): `edm` with c_skip = data_std^2 / ((s - low)^2 + data_std^2) and
+    c_out = (s - low) data_std / sqrt(s^2 + data_std^2), so that f(x, low) is x itself, to the last bit (Song et al.
+    2023, arXiv:2303.01469, appendix C). Below `low` it is x, too.
+
+    `pace` 1/4 is EDM's clock, so that its networks can go on; the authors' networks have 250. Needs alpha > 0."""
+    same = edm(data_std)
+
+    def coefficients(process: Affine, point: Point) -> Coefficients:
+        c, scale = same(process, point), reciprocal(point.alpha)
+        s = point.sigma * scale
+        gap = _beyond(s, low)
+        skip = data_std * data_std / (gap * gap + data_std * data_std)
+        out = gap * data_std / (s * s + data_std * data_std) ** 0.5
+        inverse = reciprocal(s)
+        row_eps = ((1.0 - skip) * inverse * scale, -out * inverse)
+        return Coefficients(skip * scale, out, c.inp, c.time * (4.0 * pace), row_eps)
+
+    return coefficients
+
+
+def _beyond(s: Scalar, low: float) -> Scalar:
+    """s - low, and exactly 0 where s is below, or above by a rounding."""
+    if isinstance(s, Tensor):
+        return torch.where(s <= low * (1 + 1e-9), 0.0, s - low)
+    return 0.0 if s <= low * (1 + 1e-9) else s - low

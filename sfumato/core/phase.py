@@ -175,7 +175,7 @@ def mixed(process: CLD, point: PhasePoint) -> PhaseCoefficients:
     return PhaseCoefficients((0.0, point.sigma / point.momentum_variance, 1.0), point.time)
 
 
-def likelihood(process: CLD, point: PhasePoint) -> Scalar:
+def likelihood(process: CLD, point: Point) -> Scalar:
     """Gamma beta, in x0's terms: the weight of the squared error of the score that bounds the likelihood."""
     return process.friction * process.rate(point.t) * (point.alpha / (point.sigma * point.sigma)) ** 2
 
@@ -262,7 +262,7 @@ class CLD(Process):
     def points(self, grid: Sequence[float] | Tensor) -> list[PhasePoint]:  # type: ignore[override]
         t = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
         time, *kernels = self._at(t)
-        rows = (zip(*(torch.as_tensor(c).tolist() for c in kernel), strict=True) for kernel in kernels)
+        rows = (zip(*(torch.as_tensor(c, device="cpu").tolist() for c in kernel), strict=True) for kernel in kernels)
         return [
             PhasePoint(t, time, Kernel(*kernel), Kernel(*marginal))
             for t, time, kernel, marginal in zip(t.tolist(), time.tolist(), *rows, strict=True)

@@ -106,6 +106,13 @@ class Affine(Process):
 
     prior_std: float | None = None  # None: sigma(1)
 
+    def __init_subclass__(cls) -> None:
+        """A closed inverse belongs to the very functions that it inverts."""
+        super().__init_subclass__()
+        owner = next(kind for kind in cls.__mro__ if "time" in vars(kind))
+        if owner is not cls and {"alpha", "sigma"} & vars(cls).keys() and {"alpha", "sigma"} & vars(owner).keys():
+            cls.time = Affine.time  # type: ignore[method-assign]
+
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
         """Signal scale at t, float64, any shape."""

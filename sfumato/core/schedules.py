@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfumato.core.estimate import Scalar
 from sfumato.core.process import INSTANT, Affine
 
 __all__ = ["EDM", "VE", "VP", "Betas", "Cosine", "Discrete", "Flow", "Levels", "SubVP", "betas"]
@@ -40,6 +41,16 @@ class VP(Affine):
     def network_time(self, t: Tensor) -> Tensor:
         return self.times * t
 
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        decay = torch.nn.functional.softplus(-_double(log_snr), threshold=700.0)
+        return self._at_decay(decay)
+
+    def _at_decay(self, decay: Tensor) -> Tensor:
+        """t where -log alpha^2 is `decay`, at most 1."""
+        most = 0.5 * (self.high + self.low)
+        decay = decay.clamp(max=most)
+        return 2 * decay / (self.low + torch.sqrt(self.low**2 + 2 * (self.high - self.low) * decay))
+
 
 @dataclass(frozen=True)
 class SubVP(VP):
@@ -47,6 +58,9 @@ class SubVP(VP):
 
     def sigma(self, t: Tensor) -> Tensor:
         return -torch.expm1(self._log_power(t))
+
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        return self._at_decay(2 * torch.asinh(_level(log_snr) / 2))
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,11 @@ class VE(Affine):
 
     def network_time(self, t: Tensor) -> Tensor:
         return self.sigma(t)
+
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        u = -_double(log_snr) / 2
+        t = (u - math.log(self.low)) / math.log(self.high / self.low)
+        return torch.where(u == -math.inf, 0.0, t.clamp(INSTANT, 1.0))
 
 
 @dataclass(frozen=True)
@@ -91,6 +110,13 @@ class EDM(Affine):
     def network_time(self, t: Tensor) -> Tensor:
         return self.sigma(t).clamp(min=self.low).log() / 4
 
+    def share(self, t: Tensor) -> Tensor:
+        """How far log sigma is from `low` to `high`, in [0, 1]."""
+        return (torch.log(self.sigma(t) / self.low) / math.log(self.high / self.low)).clamp(0.0, 1.0)
+
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        return (_level(log_snr) / self.high).clamp(max=1.0)
+
 
 @dataclass(frozen=True)
 class Flow(Affine):
@@ -107,8 +133,14 @@ class Flow(Affine):
     def sigma(self, t: Tensor) -> Tensor:
         return t * 1.0
 
+    def rates(self, t: Scalar) -> tuple[Scalar, Scalar]:
+        return (-torch.ones_like(t), torch.ones_like(t)) if isinstance(t, Tensor) and t.ndim else (-1.0, 1.0)
+
     def network_time(self, t: Tensor) -> Tensor:
         return self.times * t
+
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        return torch.sigmoid(-_double(log_snr) / 2)
 
 
 @dataclass(frozen=True)
@@ -136,6 +168,18 @@ class Cosine(Affine):
 
     def network_time(self, t: Tensor) -> Tensor:
         return self.times * t
+
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        return (torch.atan(_level(log_snr) / self.shift) * (2 / (math.pi * self.end))).clamp(max=1.0)
+
+
+def _double(log_snr: Tensor | float) -> Tensor:
+    return torch.as_tensor(log_snr, dtype=torch.float64)
+
+
+def _level(log_snr: Tensor | float) -> Tensor:
+    """sigma / alpha."""
+    return torch.exp(-_double(log_snr) / 2)
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -222,18 +266,30 @@ class _Table(Affine):
         inside = a + torch.where(signal_ends, -to_zero, w * (torch.where(signal_ends, a, b) - a))
         return torch.where(k < 0, knots[0] + torch.log1p(k.clamp(max=0.0)), inside)
 
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        u = -_double(log_snr) / 2
+        knots = self._knots.to(u.device)
+        knots = knots if len(self) > 1 else torch.cat([knots, knots + 1])
+        high = torch.searchsorted(knots, u).clamp(1, len(knots) - 1)
+        a, b = knots[high - 1], knots[high]
+        ends = torch.isinf(b)
+        inside = torch.where(ends, -torch.expm1(a - u), (u - a) / torch.where(ends, 1.0, b - a))
+        k = torch.where(u < knots[0], torch.expm1(u - knots[0]), (high - 1) + inside)
+        return ((k + 1) / len(self)).clamp(0.0, 1.0)
+
 
 class Discrete(_Table):
     """A table of T betas as a continuous process: alpha^2 at t = (k+1)/T is prod_{i <= k} (1 - beta_i) (Ho et al. eq.
-    4). The network's time is T t - 1, held at 0 below the first entry. Raises ValueError when a beta leaves (0, 1]."""
+    4). Networks are told `pace` times the index T t - 1, held at 0 below the first entry. Raises ValueError when a beta
+    leaves (0, 1]."""
 
     prior_std = 1.0
 
-    def __init__(self, table: Betas) -> None:
+    def __init__(self, table: Betas, pace: float = 1.0) -> None:
         table = torch.as_tensor(table, dtype=torch.float64, device="cpu")
         if table.ndim != 1 or not bool(((table > 0) & (table <= 1)).all()):
             raise ValueError("betas must be a row of numbers in (0, 1]")
-        self.betas = table
+        self.betas, self.pace = table, pace
         self.alpha_bar = torch.cumprod(1 - table, 0)
         log_signal = torch.cumsum(torch.log1p(-table), 0)  # log alpha^2, -inf when it is 0
         super().__init__(0.5 * (torch.log(-torch.expm1(log_signal)) - log_signal))
@@ -254,7 +310,7 @@ class Discrete(_Table):
         return cls(betas.scaled_linear(T, start, end))
 
     def network_time(self, t: Tensor) -> Tensor:
-        return self.index(t).clamp(min=0)
+        return self.pace * self.index(t).clamp(min=0)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.sigmoid(-2 * self._log_ratio(t)).sqrt()

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.core.process import Affine, Process
 from sfumato.core.random import Seeds, key
 
 __all__ = [
+    "Respacing",
+    "SecondMoment",
     "Spacing",
     "antithetic",
     "balanced",
     "entries",
     "leading",
+    "log_normal",
     "log_snr",
+    "logit_normal",
     "low_discrepancy",
+    "normal_draw",
     "power",
     "quadratic",
+    "strided",
     "trailing",
     "uniform",
     "uniform_draw",
+    "weighted",
 ]
 
 # -- draws: (B,) float64 in (0, 1], one per generator ------------------------------------------------------------------
@@ -37,6 +45,22 @@ def entries(rng: Seeds, T: int) -> Tensor:
 def uniform_draw(rng: Seeds) -> Tensor:
     """Uniform over (0, 1]."""
     return 1.0 - rng.uniform()
+
+
+def normal_draw(rng: Seeds) -> Tensor:
+    """(B,) float64 standard normal."""
+    return rng.normal((len(rng),), dtype=torch.float64)
+
+
+def log_normal(process: Affine, rng: Seeds, mean: float = -1.2, std: float = 1.2) -> Tensor:
+    """The t at which log(sigma / alpha) is normal (Karras et al. 2022, table 1), at most 1."""
+    return process.time(-2.0 * (mean + std * normal_draw(rng)))
+
+
+def logit_normal(rng: Seeds, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """The t whose logit is normal (Esser et al. 2024, arXiv:2403.03206, eq. 19): the middle more often than the
+    ends."""
+    return torch.sigmoid(mean + std * normal_draw(rng))
 
 
 def antithetic(rng: Seeds, T: int) -> Tensor:
@@ -58,6 +82,60 @@ def low_discrepancy(rng: Seeds) -> Tensor:
     golden = (math.sqrt(5.0) - 1.0) / 2.0
     n = torch.tensor([float(p % 2**24) for p in _positions(rng)], dtype=torch.float64)
     return 1.0 - (start + n * golden) % 1.0
+
+
+def weighted(rng: Seeds, shares: Tensor) -> Tensor:
+    """Entries of a table, each as often as its share (T,), which sum to 1."""
+    T = len(shares)
+    k = torch.searchsorted(shares.cumsum(0), rng.uniform(), right=True).clamp(max=T - 1)
+    return (k + 1) / torch.tensor(float(T), dtype=torch.float64)
+
+
+class SecondMoment(nn.Module):
+    """Draws the entry k of a table with probability p_k ~ sqrt(E[L_k^2]) over its last `keep` losses, and divides its
+    loss by T p_k, so that the mean stays and varies less (Nichol & Dhariwal 2021, eq. 18).
+
+    `floor` of the probability is shared evenly. Draws are even until every entry has its losses, and in evaluation. Of
+    one entry the oldest loss is forgotten first."""
+
+    history: Tensor  # (T, keep)
+    count: Tensor  # (T,) losses seen
+
+    def __init__(self, T: int, keep: int = 10, floor: float = 0.001) -> None:
+        super().__init__()
+        self.floor = floor
+        self.register_buffer("history", torch.zeros(T, keep))
+        self.register_buffer("count", torch.zeros(T, dtype=torch.int64))
+
+    def shares(self) -> Tensor:
+        """(T,) p_k in float64, on the CPU."""
+        T, keep = self.history.shape
+        even = torch.full((T,), 1.0 / T, dtype=torch.float64, device="cpu")
+        if not self.training or bool((self.count < keep).any()):
+            return even
+        size = self.history.cpu().double().square().mean(1).sqrt()
+        return torch.lerp(size / size.sum(), even, self.floor) if float(size.sum()) > 0.0 else even
+
+    def draw(self, rng: Seeds) -> tuple[Tensor, Tensor]:
+        """(B,) t, and (B,) what its loss is multiplied by."""
+        shares = self.shares()
+        t = weighted(rng, shares)
+        return t, 1.0 / (len(shares) * shares[self._entries(t)])
+
+    def _entries(self, t: Tensor) -> Tensor:
+        return (t * len(self.count)).round().long() - 1
+
+    @torch.no_grad()
+    def remember(self, t: Tensor, losses: Tensor) -> None:
+        """The losses (B,) at t (B,), before any weight, in the order of the batch."""
+        k, by_entry = self._entries(t.to(self.count.device)).sort(stable=True)
+        T, keep = self.history.shape
+        rank = torch.arange(len(k), device=k.device) - torch.searchsorted(k, k)  # among the losses of its entry
+        number = torch.bincount(k, minlength=T)
+        last = rank >= number[k] - keep
+        slot = (self.count[k] + rank) % keep
+        self.history[k[last], slot[last]] = losses.to(k.device)[by_entry][last].to(self.history.dtype)
+        self.count += number
 
 
 def _positions(rng: Seeds) -> range | list[int]:
@@ -109,6 +187,71 @@ def trailing(process: Process, steps: int, start: float, end: float) -> Tensor:
         raise ValueError(f"trailing spacing picks {steps} of {T} entries: ask for at most {T} steps")
     inner = (grid[1:-1] * T).round() / T
     return torch.cat([grid[:1], inner, grid[-1:]])
+
+
+def strided(process: Process, steps: int, start: float, end: float) -> Tensor:
+    """`Respacing(str(steps))`: entries of a table as evenly as they can be, the first and the last among them, and then
+    t = 0. One step leads from t = 1 to 0."""
+    return Respacing(str(steps))(process, steps, start, end) if steps > 1 else uniform(process, 1, start, end)
+
+
+@dataclass(frozen=True)
+class Respacing:
+    """The entries of a table that the improved- and guided-diffusion codes' `timestep_respacing` names.
+
+    "250": so many, evenly, both ends included; "10,20": so many of each of two equal parts; "ddim25": every n-th from
+    entry 0, with the least n that gives as many. A grid begins at the last of them, which may be short of t = 1. Raises
+    ValueError for a text that says nothing, for more entries than there are, and for a number of steps that is
+    another."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self._counts or min(self._counts) < 0 or sum(self._counts) < 1:
+            raise ValueError(f"'{self.text}' is no respacing: write such as 250, or 10,20,30, or ddim25")
+
+    @property
+    def __name__(self) -> str:
+        return self.text
+
+    @property
+    def _counts(self) -> list[int]:
+        parts = self.text.removeprefix("ddim").split(",")
+        whole = all(part.strip().isdecimal() for part in parts) and not (self._stride and len(parts) > 1)
+        return [int(part) for part in parts] if whole else []
+
+    @property
+    def _stride(self) -> bool:
+        return self.text.startswith("ddim")
+
+    @property
+    def steps(self) -> int:
+        return sum(self._counts)
+
+    def entries(self, T: int) -> list[int]:
+        """Indices of the entries, rising, of a table of T."""
+        if self._stride:
+            found = [n for n in range(1, T) if len(range(0, T, n)) == self.steps]
+            if not found:
+                raise ValueError(f"spacing {self.text}: no stride picks exactly {self.steps} of {T} entries")
+            return list(range(0, T, found[0]))
+        parts, kept, first = len(self._counts), list[int](), 0
+        for i, count in enumerate(self._counts):
+            size = T // parts + (i < T % parts)
+            if count > size:
+                raise ValueError(f"spacing {self.text} picks {count} of {size} entries: ask for fewer steps")
+            at, stride = 0.0, (size - 1) / (count - 1) if count > 1 else 1.0
+            for _ in range(count):  # a running sum, as there: its rounding decides ties
+                kept.append(first + round(at))
+                at += stride
+            first += size
+        return kept
+
+    def __call__(self, process: Process, steps: int, start: float, end: float) -> Tensor:
+        T = _table(process, f"{self.text}")
+        if steps != self.steps:
+            raise ValueError(f"spacing {self.text} takes {self.steps} steps, not {steps}")
+        return _within([0.0, *((k + 1) / T for k in self.entries(T))], start, end)
 
 
 def log_snr(process: Process, steps: int, start: float, end: float) -> Tensor:

@@ -130,7 +130,7 @@ class Backward:
                 network._compiled_call_impl = call
 
     def at(self, step: int, phase: str, rng: Seeds) -> At:
-        return At(step, step * self.batch, self.total, phase, rng)
+        return At(step, step * self.batch, self.total, phase, rng, self.world.gather)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

@@ -58,6 +58,18 @@ class World:
     def any(self, flag: bool) -> bool:
         return (self.size > 1 and self.sum([float(flag)])[0] > 0) or flag
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows (n, ...) of all processes, by rank, on the CPU; n may differ."""
+        rows = rows.detach().cpu()
+        if self.size == 1:
+            return rows
+        each = [int(n) for n in self.sum([len(rows) if rank == self.rank else 0 for rank in range(self.size)])]
+        padded = torch.cat([rows, rows.new_zeros(max(each) - len(rows), *rows.shape[1:])])
+        parts = [torch.empty_like(padded) for _ in each]
+        with _in_touch():
+            dist.all_gather(parts, padded, group=self.control)
+        return torch.cat([part[:n] for part, n in zip(parts, each, strict=True)])
+
     def same(self, tensors: Iterable[Tensor]) -> None:
         """Everybody takes rank 0's values."""
         if self.size > 1:

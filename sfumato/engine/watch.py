@@ -89,7 +89,13 @@ class Watch:
         s = self.session
         last = float(s.last) if self.loss is None and s.last is not None else self.loss
         return health.Facts(
-            self.options.training, s.step, len(s.data), s.first or 0.0, last, s.ema.untrained, s.skipped
+            self.options.training,
+            s.step,
+            len(s.data),
+            (s.first or 0.0) if s.recipe.steady else 0.0,
+            last,
+            s.ema.untrained,
+            s.skipped,
         )
 
     def look(self, halt: Callable[[], bool]) -> dict[str, Any]:

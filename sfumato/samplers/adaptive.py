@@ -16,7 +16,6 @@ from sfumato.core.estimate import Estimate, Scalar, like
 from sfumato.core.process import Affine, Point, Process
 from sfumato.core.random import Seeds
 from sfumato.samplers.sampler import Sampler, State
-from sfumato.samplers.singlestep import time_of
 
 __all__ = ["ODE45", "Memory"]
 
@@ -44,7 +43,7 @@ def _turning(guess: Estimate) -> Tensor:
 
 ANGLE = Path(
     lambda p: math.atan2(p.sigma, p.alpha),
-    lambda process, u: process.at(time_of(process, u.tan())),
+    lambda process, u: process.at(process.time(-2.0 * u.tan().log())),
     _norm,
     _turning,
     lambda guess, s: guess.mix(s.alpha, s.sigma),

@@ -87,7 +87,7 @@ class PNDM(Multistep):
 
     def check(self, process: Process) -> None:
         super().check(process)
-        start = process.points(self.spacing(process, self.steps, 1.0, 0.0)[:1])[0]
+        start = self.points(process)[0]
         if start.alpha and start.ratio > _FARTHEST:
             raise ValueError(
                 f"PNDM takes equal steps in t, which cannot leave a start as noisy as that of {process} (sigma / alpha "

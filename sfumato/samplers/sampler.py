@@ -72,7 +72,9 @@ class Sampler(ABC):
         `rng` is needed by samplers that add noise. Nothing is kept of states that the caller lets go.
         """
         self.check(denoiser.process)
-        points = (_kept if denoiser.process.constant else _grid)(denoiser.process, self.spacing, self.steps, start, end)
+        if end > start and self.stochastic:
+            raise ValueError(f"{type(self).__name__} adds noise and cannot encode: use ddim, heun or ode45")
+        points = self.points(denoiser.process, start, end)
         state = State(x, points[0])
         for s in points[1:]:
             if torch.is_grad_enabled():
@@ -81,6 +83,10 @@ class Sampler(ABC):
             else:
                 state = self.step(denoiser, state, s, rng)
             yield state
+
+    def points(self, process: Process, start: float = 1.0, end: float = 0.0) -> list[Point]:
+        """The grid that a trajectory visits."""
+        return (_kept if process.constant else _grid)(process, self.spacing, self.steps, start, end)
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, *, rng: Seeds | None = None, start: float = 1.0, end: float = 0.0

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Concatenate, NamedTuple, ParamSpec
 
-import torch
 from torch import Tensor
 
 from sfumato.core.denoiser import Denoiser
-from sfumato.core.estimate import Estimate, Scalar
+from sfumato.core.estimate import Estimate, Scalar, scaled
 from sfumato.core.process import Affine, Point
 from sfumato.core.random import Seeds
 from sfumato.samplers.sampler import Sampler, State, noised
@@ -32,7 +31,6 @@ __all__ = [
     "split",
     "stage",
     "straight",
-    "time_of",
 ]
 
 
@@ -52,18 +50,12 @@ class Stage(NamedTuple):
             part = guesses[i].mix(a, b)
             out = part if out is None else out.add_(part)
         if out is None:
-            out = x * _number(self.keep, x.dtype)
+            out = scaled(x, self.keep)
         elif self.keep:
             out.add_(x, alpha=self.keep)
         for i, w in self.eps:
             out.add_(guesses[i].eps, alpha=w)
         return noised(out, self.std * self.std, rng) if self.std else out
-
-
-@lru_cache(maxsize=4096)
-def _number(value: float, dtype: torch.dtype) -> Tensor:
-    """A tensor () to multiply by: half the price of a Python float, which is wrapped anew in every product."""
-    return torch.tensor(value, dtype=dtype)
 
 
 def stage(point: Point, keep: Scalar, mixes: Sequence[tuple[Scalar, Scalar] | None], std: Scalar = 0.0) -> Stage:
@@ -127,23 +119,10 @@ def level(process: Affine, ratio: float) -> Point:
 
 
 def _level(process: Affine, ratio: float) -> Point:
-    return process.at(float(time_of(process, torch.tensor([ratio], dtype=torch.float64))))
+    return process.at(float(process.time(-2.0 * math.log(ratio))))
 
 
 _level_kept = lru_cache(maxsize=4096)(_level)
-
-_PARTS = torch.linspace(0.0, 1.0, 129, dtype=torch.float64)
-
-
-def time_of(process: Affine, ratio: Tensor) -> Tensor:
-    """(B,) t at which sigma / alpha is `ratio` (B,): the interval that holds it, cut into 128 nine times."""
-    low, width = torch.zeros_like(ratio), 1.0
-    for _ in range(9):
-        t = low[:, None] + width * _PARTS
-        below = (process.sigma(t) < ratio[:, None] * process.alpha(t)).sum(1)
-        low = t.gather(1, (below - 1).clamp(0, 127)[:, None])[:, 0]
-        width /= 128
-    return low + width / 2
 
 
 def between(process: Affine, t: Point, s: Point, part: float) -> Point:

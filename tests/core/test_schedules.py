@@ -12,6 +12,7 @@ from sfumato.core.denoiser import NeuralDenoiser
 from sfumato.core.estimate import Estimate
 from sfumato.core.oracle import Gaussian, Mixture
 from sfumato.core.posterior import eps_weight, large, small
+from sfumato.core.process import Affine
 from sfumato.core.schedules import EDM, VE, VP, Cosine, Discrete, Flow, Levels, SubVP, betas
 
 T = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
@@ -140,6 +141,15 @@ def test_log_snr_and_time_are_inverse(process):
     assert torch.allclose(process.time(level), T, atol=1e-11)
     assert torch.allclose(process.log_snr(process.time(level)), level, atol=1e-9)
     assert torch.allclose(level, torch.tensor([2 * p.lam for p in process.points(T)], dtype=torch.float64), atol=1e-12)
+
+
+@every
+def test_closed_inverses_equal_bisection_and_reach_both_ends(process):
+    level = torch.cat([process.log_snr(T), torch.linspace(-30, 30, 61, dtype=torch.float64)])
+    inside = (level <= process.log_snr(1e-9)) & (level >= process.log_snr(1.0))
+    assert torch.allclose(process.time(level)[inside], Affine.time(process, level)[inside], atol=1e-11)
+    assert process.time(torch.tensor([math.inf, -math.inf])).tolist() == [0.0, 1.0]
+    assert ((process.time(level) >= 0) & (process.time(level) <= 1)).all()
 
 
 @every

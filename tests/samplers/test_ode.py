@@ -379,7 +379,7 @@ def test_encoding_then_decoding_returns(process, sampler):
 def test_what_cannot_be_is_refused():
     oracle, x = Gaussian(CHAIN), ones()
     for sampler in (Heun(3, churn=1.0), DPM2Ancestral(3), DPMppSDE(3), DPMpp2S(3, eta=0.2)):
-        with pytest.raises(ValueError, match="encode with"):
+        with pytest.raises(ValueError, match="cannot encode"):
             sampler(oracle, x, start=0.2, end=0.9, rng=Seeds(0))
         with pytest.raises(ValueError, match="rng"):
             sampler(oracle, x)

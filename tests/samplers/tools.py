@@ -61,6 +61,9 @@ class Rescaled(Affine):
     def network_time(self, t):
         return self.other.network_time(t)
 
+    def time(self, log_snr):
+        return self.other.time(log_snr)
+
 
 class Wavy(torch.nn.Module):
     """A deterministic, nonlinear stand-in for a trained network."""
