@@ -35,10 +35,16 @@ _HOME = {
     "VP": "core.schedules",
     "build": "recipe",
     "classifier_free": "core.guidance",
+    "colorize": "edits",
+    "decode": "edits",
+    "encode": "edits",
     "fresh": "engine.train",
+    "inpaint": "edits",
+    "interpolate": "edits",
     "load": "engine.state",
     "open_data": "data",
     "paper": "recipe",
+    "redraw": "edits",
     "steps": "engine.train",
 }
 
@@ -55,6 +61,12 @@ if TYPE_CHECKING:
     from sfumato.core.schedules import Discrete as Discrete
     from sfumato.data import DataOptions as DataOptions
     from sfumato.data import open_data as open_data
+    from sfumato.edits import colorize as colorize
+    from sfumato.edits import decode as decode
+    from sfumato.edits import encode as encode
+    from sfumato.edits import inpaint as inpaint
+    from sfumato.edits import interpolate as interpolate
+    from sfumato.edits import redraw as redraw
     from sfumato.engine.options import Options as Options
     from sfumato.engine.state import load as load
     from sfumato.engine.train import fresh as fresh

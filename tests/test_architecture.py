@@ -22,6 +22,7 @@ MAY = {
     "conditioning": {"core", "networks"},
     "recipe": {"core", "samplers", "errors", "papers"},
     "pixels": {"core", "networks", "samplers", "conditioning", "recipe", "errors"},
+    "edits": {"core", "errors", "pixels", "recipe", "samplers"},
     "papers": {"core", "networks", "samplers", "autoencoders", "conditioning", "recipe", "pixels", "errors"},
     "data": {"core", "errors"},
     "metrics": {"core", "networks", "errors", "data"},

@@ -37,13 +37,13 @@ from sfumato.recipe import (
     outline,
     reason,
 )
-from sfumato.samplers.ancestral import DDIM
+from sfumato.samplers.auto import Auto
 from sfumato.samplers.sampler import Sampler
 from sfumato.samplers.sde import SSCS, quadratic_striding
 
 __all__ = ["Job", "asked_training", "built", "new", "open_split", "options_of", "preview_of"]
 
-BRIEF: tuple[Sampler, ...] = (DDIM(50), SSCS(50, quadratic_striding))  # of previews: the first that walks the process
+BRIEF: tuple[Sampler, ...] = (Auto(20), SSCS(50, quadratic_striding))  # of previews: the first that walks the process
 REHEARSED = 16  # pictures
 
 

@@ -81,8 +81,13 @@ def _refuse_other(found: Paper, config: Any, other: str, typed: str) -> None:
 def refuse_without_base(found: Paper, config: Any, start: Origin) -> None:
     """Raises UserError where a base is needed and none was given, before anything is computed."""
     bases = found.recipe.base(config)
-    if bases and not start.upon:
-        raise UserError(
-            f"{found.name} with this preset or stage is trained upon a run of {' or '.join(bases)}: give one with "
-            "--from RUN."
-        )
+    if not bases or start.upon:
+        return
+    alone = [name for name, preset in found.presets.items() if not found.recipe.base(preset.config)]
+    stage = getattr(config, "stage", "")
+    what = f"the stage {stage} of {found.name}" if stage else f"{found.name} with this preset"
+    other = "leave out --stage" if stage else f"take --preset {' or '.join(alone)}, which need none"
+    raise UserError(
+        f"{what} is trained upon a run of {' or '.join(bases)}: give one with --from RUN"
+        + (f", or {other}." if stage or alone else ".")
+    )

@@ -94,6 +94,8 @@ def from_settings(found: Mapping[str, Any], where: str) -> tuple[Request, str]:
             f"'{where}' was not made by `sfumato sample`: it says too little to be repeated. "
             f"Give its settings as options; `sfumato inspect` shows them."
         )
+    if "edit" in values:
+        raise UserError(f"'{where}' was made from another picture, by `sfumato edit`: repeat that, with this seed.")
     digest = str(values.get("hash", ""))
     known = {name: value for name, value in values.items() if name in Request.__dataclass_fields__}
     try:

@@ -93,11 +93,11 @@ def reconstruct(
 
         C H^T (H C H^T)^-1 (y - H x0)
 
-    and eps follows: for normal data that is the truth. H C H^T is inverted by `rounds` steps w <- w + (y - H x0 - H C
-    H^T w) / d, with d the sums of its rows. One round is exact for one known number, for independent ones and where the
-    residue varies slowly against C, and never goes too far where C has no negative numbers; one variance for all, such
-    as sigma^2 / (alpha^2 + sigma^2), goes too far by as many times as pixels move together. `floor` is the least d, as
-    a share of that variance.
+    and eps follows: for normal data that is the truth (Boys et al. 2023, arXiv:2310.06721). H C H^T is inverted by
+    `rounds` steps w <- w + (y - H x0 - H C H^T w) / d, with d the sums of its rows. One round is exact for one known
+    number, for independent ones and where the residue varies slowly against C, and never goes too far where C has no
+    negative numbers; one variance for all, such as sigma^2 / (alpha^2 + sigma^2), goes too far by as many times as
+    pixels move together. `floor` is the least d, as a share of that variance.
 
     A call costs one of the network and 1 + rounds backward passes. In the phase space of CLD C follows from the
     momentum. At noise levels from 10,000 on the guess stays: nothing can be seen through them."""

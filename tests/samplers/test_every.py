@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from dataclasses import replace
 
@@ -74,6 +75,21 @@ def test_calls_states_and_the_end(name: str, process: Process) -> None:
     assert float(states[-1].t) == 0.0
     off = (states[-1].x[:, None] - denoiser.inner.means).square().mean(-1).sqrt().amin(1)
     assert off.median() < 0.8, "it ends where no data are"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_does_not_grow_with_the_steps(name: str) -> None:
+    """Tensors alive while a walk goes on, whose states nobody keeps."""
+    denoiser, alive = mixture(VP()), []
+    sampler = replace(short(name, 48), rtol=1e-9, atol=1e-9) if name == "ode45" else short(name, 48)
+    for i, _ in enumerate(
+        sampler.trajectory(denoiser, denoiser.process.prior((2, 3), Seeds(0)).double(), rng=Seeds(0))
+    ):
+        if i % 12 != 11:
+            continue
+        gc.collect(0)
+        alive.append(sum(type(thing) is torch.Tensor and thing.shape == (2, 3) for thing in gc.get_objects()))
+    assert len(alive) > 1 and max(alive[1:]) <= alive[0] + 1, "it keeps what it should forget"
 
 
 @pytest.mark.parametrize("name", NAMES)
