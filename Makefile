@@ -39,7 +39,27 @@ run-letters: $(VENV)/demo.installed
 	$(BIN)/sfumato demo --out runs/letters
 	$(BIN)/python benchmarks/keep.py runs/letters/run letters
 
+# $(call fashion,NAME,PAPER,PRESET,STEPS,MORE): ten minutes of one core
+FASHION := $(or $(SFUMATO_DATA),../shared/data)/fashion_mnist/train.npz
+define fashion
+	$(BIN)/sfumato train $(2) $(FASHION) --labels none --flip on --preset $(3) --steps $(4) --threads 1 --out runs/$(1) $(5)
+	$(BIN)/python benchmarks/keep.py runs/$(1) $(1)
+endef
 run-fashion_ddpm: $(VENV)/demo.installed
-	$(BIN)/sfumato train ddpm $(or $(SFUMATO_DATA),../shared/data)/fashion_mnist/train.npz --preset fashion --labels none --flip on --steps 1496 \
-		--out runs/fashion_ddpm
-	$(BIN)/python benchmarks/keep.py runs/fashion_ddpm fashion_ddpm
+	$(call fashion,fashion_ddpm,ddpm,fashion,3000)
+run-fashion_improved_ddpm: $(VENV)/demo.installed
+	$(call fashion,fashion_improved_ddpm,improved_ddpm,fashion,3000)
+run-fashion_vp: $(VENV)/demo.installed
+	$(call fashion,fashion_vp,score_sde,fashion,3000)
+run-fashion_subvp: $(VENV)/demo.installed
+	$(call fashion,fashion_subvp,score_sde,fashion_subvp,3000)
+run-fashion_ve: $(VENV)/demo.installed
+	$(call fashion,fashion_ve,score_sde,fashion_ve,3000)
+run-fashion_cld: $(VENV)/demo.installed
+	$(call fashion,fashion_cld,cld,fashion,3000)
+run-fashion_edm: $(VENV)/demo.installed
+	$(call fashion,fashion_edm,edm,fashion,3000)
+run-fashion_flow: $(VENV)/demo.installed
+	$(call fashion,fashion_flow,flow_matching,fashion,3000)
+run-fashion_consistency: run-fashion_edm
+	$(call fashion,fashion_consistency,consistency,fashion,1500,--from runs/fashion_edm)
