@@ -7,7 +7,8 @@ The figure is the Frechet distance of `--n` samples to the 10,000 test pictures 
 on the same set (benchmarks/classifier.py); the floor is that of as many training pictures. Samplers: `auto` at each
 number of calls where it can walk the run's process, the paper's own at its own number, few-step models at 1, 2 and 4.
 With `--bits N`: bits per dimension of N test pictures by the probability flow and by the bound of the chain, side by
-side; they are two models, and no order is claimed. All samples are in float32, seeds 0 to n - 1."""
+side; they are two models, and no order is claimed. All samples are in float32, seeds 0 to n - 1. What `--out` holds
+already is not measured again."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from sfumato.core.process import Affine
 from sfumato.engine.run import read_config
 from sfumato.samplers.ancestral import DDIM
 from sfumato.samplers.auto import Auto
+from sfumato.samplers.consistency import Consistency
 from sfumato.samplers.sampler import Sampler
 from sfumato.samplers.sde import SSCS
 
@@ -41,9 +44,8 @@ AT_ONCE = 250
 def walks(recipe, calls: list[int], own: bool) -> dict[str, Sampler]:
     """Samplers by what the table calls them."""
     paper: Sampler = recipe.sampler()
-    if getattr(recipe.config, "few", False) or type(recipe).__module__.endswith("consistency"):
-        few = {f"own, {n}": replace(paper, steps=n) for n in (1, 2, 4)}
-        return {**few, **{f"ddim, {n}": DDIM(n) for n in (1, 2, 4)}}
+    if isinstance(paper, Consistency):
+        return {f"own, {n}": replace(paper, steps=n) for n in (1, 2, 4)}
     affine = isinstance(recipe.denoiser.process, Affine)
     found: dict[str, Sampler] = {f"{'auto' if affine else 'sscs'}, {n}": Auto(n) if affine else SSCS(n) for n in calls}
     found |= {f"ddim, {n}": DDIM(n) for n in (2,) if affine}
@@ -73,39 +75,48 @@ def bits(run: Path, data: Path, n: int) -> dict[str, Any]:
             except Exception as error:  # a method that this model has not
                 found[method] = str(error)
                 continue
-            rows = list(csv.DictReader((out / "likelihood.csv").open()))
-        column = next(name for name in rows[0] if method in name or name.startswith("bits"))
-        values = [float(row[column]) for row in rows]
+            values = [float(row[method]) for row in csv.DictReader((out / "images.csv").open())]
         mean = sum(values) / len(values)
         error = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
         found[method] = [round(mean, 3), round(error, 3)]
     return found
 
 
-def measured(run: Path, options: Any, net: Classifier, test: torch.Tensor) -> dict[str, Any]:
+def measured(
+    run: Path, options: Any, net: Classifier, test: torch.Tensor, row: dict[str, Any], keep: Callable[[], object]
+) -> None:
+    """Fills the row of a run, and keeps it after every figure."""
     recipe, config = load(run), read_config(run)
     training = config["training"]
-    row: dict[str, Any] = {
+    row |= {
         "paper": config["paper"],
         "preset": config["preset"],
         "steps": training["steps"],
         "batch": training["batch"],
         "parameters": sum(p.numel() for p in recipe.parameters()),
-        "frechet": {},
-        "seconds per 1000": {},
     }
+    row.setdefault("frechet", {})
+    row.setdefault("seconds per 1000", {})
     for name, sampler in walks(recipe, options.calls, options.own).items():
+        if name in row["frechet"]:
+            continue
         images, seconds = made(recipe, sampler, options.n)
         row["frechet"][name] = round(frechet(features(net, images), features(net, test)), 3)
         row["seconds per 1000"][name] = round(seconds / options.n * 1000, 1)
         print(run.name, name, row["frechet"][name], f"{seconds:.0f} s", flush=True)
+        keep()
         if options.sheets:
             options.sheets.mkdir(parents=True, exist_ok=True)
             sheet(images[:64]).resize((448, 112)).save(options.sheets / f"{run.name}_{name.replace(', ', '_')}.png")
-    if options.bits:
+    if options.bits and "bits per dimension" not in row:
         row["bits per dimension"] = bits(run, options.data / "test.npz", options.bits)
         print(run.name, row["bits per dimension"], flush=True)
-    return row
+        keep()
+
+
+def keep(rows: dict[str, Any], out: Path | None) -> None:
+    if out:
+        out.write_text(json.dumps({"machine": machine(), "results": rows}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -131,9 +142,8 @@ def main() -> None:
     rows["floor"] = round(frechet(features(net, chosen), features(net, held)), 3)
     for run in options.runs:
         with torch.no_grad():
-            rows[run.name] = measured(run, options, net, held)
-        if options.out:
-            options.out.write_text(json.dumps({"machine": machine(), "results": rows}, indent=1) + "\n")
+            row = rows.setdefault(run.name, {})
+            measured(run, options, net, held, row, lambda: keep(rows, options.out))
 
 
 if __name__ == "__main__":
