@@ -373,12 +373,12 @@ def _walked(
 ) -> Tensor:
     """x at the end of the way, with a word after every step."""
     again = isinstance(sampler, Returning) and sampler.calls()
-    total = again or (0 if isinstance(sampler, ODE45) else len(sampler.points(denoiser.process, start, end)) - 1)
     try:
+        total = again or (0 if isinstance(sampler, ODE45) else len(sampler.points(denoiser.process, start, end)) - 1)
         for done, state in enumerate(sampler.trajectory(denoiser, x, rng=rng, start=start, end=end), 1):
             show(done, max(done, total))
             x = state.x
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise UserError(f"{str(error).rstrip('.')}.") from None
     return x
 

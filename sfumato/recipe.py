@@ -175,6 +175,9 @@ class Recipe(nn.Module, ABC):
         """Take what is needed of a base: copies of its weights, before the first step."""
         raise NotImplementedError
 
+    def started(self) -> None:
+        """Called once the weights of another run are in, to be fine-tuned: scaffold that copies them follows."""
+
     def lasting(self, names: Iterable[str]) -> Iterator[str]:
         """The names of tensors that are no scaffold."""
         return (name for name in names if name.partition(".")[0] not in self.scaffold)

@@ -20,7 +20,7 @@ from tyro.conf import Positional
 from sfumato.cli.parse import nearest, option, parse
 from sfumato.cli.progress import Progress
 from sfumato.cli.runs import described, find_run, free_folder, opened, writable
-from sfumato.cli.samplers import SAMPLERS, length, own_sampler
+from sfumato.cli.samplers import SAMPLERS, length, own_sampler, refuse_jumps
 from sfumato.cli.show import table
 from sfumato.core.random import Seeds
 from sfumato.data.pictures import grid, save_png, to_uint8
@@ -91,6 +91,7 @@ def run(args: list[str]) -> int:
     recipe = opened(home, choose_device(flags.device))
     if own_sampler(recipe) is None:
         raise UserError("this run does not walk a denoiser: there are no samplers to compare.")
+    refuse_jumps(recipe, "to compare samplers on")
     names = flags.samplers or (KNOWN if _walks_it(Auto(), recipe) else MOVING)
     if not any(_walks_it(SAMPLERS[name], recipe) for name in names):
         length(SAMPLERS[names[0]], recipe)  # says why
@@ -124,10 +125,9 @@ def _walks(recipe: Recipe, flags: Bench) -> Iterator[Walk]:
 
 def _walks_it(sampler: Sampler, recipe: Recipe) -> bool:
     try:
-        sampler.check(recipe.denoiser.process)  # type: ignore[union-attr, arg-type]
-    except ValueError:
+        return length(sampler, recipe) > 0
+    except UserError:
         return False
-    return True
 
 
 def _plans(name: str, calls: tuple[int, ...], recipe: Recipe) -> list[tuple[int, Sampler | None]]:

@@ -20,7 +20,7 @@ from sfumato.cli.parse import option, parse
 from sfumato.cli.progress import Progress
 from sfumato.cli.request import Chunk
 from sfumato.cli.runs import model_hash
-from sfumato.cli.samplers import chosen
+from sfumato.cli.samplers import chosen, in_steps
 from sfumato.cli.show import amount, duration, printable
 from sfumato.cli.workshop import Workshop, told
 from sfumato.data.pictures import grid, save_png, to_uint8
@@ -75,7 +75,7 @@ def run(args: list[str]) -> int:
             save_png(out / "grid.png", grid(tiles), shop.settings(request, None))
     where = out / ("grid.png" if len(tiles) > 1 else "picture_0000.png")
     print(printable(f"{amount(len(tiles), 'picture')} in {duration(time.monotonic() - start)}: {where}"))
-    print(printable(f"{shop.name}, {request.sampler} in {sampler.steps} steps{told(label, shop)}"))
+    print(printable(f"{shop.name}, {in_steps(sampler)}{told(label, shop)}"))
     return 0
 
 

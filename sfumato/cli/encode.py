@@ -19,7 +19,7 @@ from sfumato.cli.pictures import read_all
 from sfumato.cli.progress import Progress
 from sfumato.cli.request import Chunk, Request
 from sfumato.cli.runs import model_hash, writable
-from sfumato.cli.samplers import facts
+from sfumato.cli.samplers import facts, in_steps
 from sfumato.cli.show import amount, duration, printable
 from sfumato.cli.workshop import Edited, Workshop, labels_of, told, walk_of, walked
 from sfumato.core.random import Seeds
@@ -68,6 +68,8 @@ def run(args: list[str]) -> int:
         Progress.say(note)
     if flags.out.is_dir():
         raise UserError(f"'{flags.out}' is a folder: give a file with --out, as latents.safetensors.")
+    if flags.out.exists() and not flags.out.is_file():  # a device or a pipe, which a file would take the place of
+        raise UserError(f"'{flags.out}' is no ordinary file: give one with --out, as latents.safetensors.")
     writable(flags.out.parent)
     request = request_of(shop, flags, sampler, label, len(pictures))
     start = time.monotonic()
@@ -79,7 +81,7 @@ def run(args: list[str]) -> int:
     latents = shop.made(request, sampler, make, "encoding")
     write(flags.out, latents, _about(shop, sampler, label))
     print(printable(f"{amount(len(latents), 'picture')} in {duration(time.monotonic() - start)}: {flags.out}"))
-    print(printable(f"{shop.name}, {request.sampler} in {sampler.steps} steps{told(label, shop)}"))
+    print(printable(f"{shop.name}, {in_steps(sampler)}{told(label, shop)}"))
     return 0
 
 

@@ -18,6 +18,7 @@ from sfumato.cli.parse import option, parse
 from sfumato.cli.pictures import read_all
 from sfumato.cli.progress import Progress
 from sfumato.cli.request import Chunk, Request
+from sfumato.cli.samplers import in_steps
 from sfumato.cli.show import amount, duration, printable
 from sfumato.cli.workshop import Workshop, told, walked
 from sfumato.core.random import Seeds
@@ -77,7 +78,7 @@ def run(args: list[str]) -> int:
     for note in notes:
         Progress.say(note)
     print(printable(f"{amount(flags.n, 'picture')} in {duration(time.monotonic() - start)}: {out / 'grid.png'}"))
-    print(printable(f"{shop.name}, {request.sampler} in {sampler.steps} steps{told(label, shop)}"))
+    print(printable(f"{shop.name}, {in_steps(sampler)}{told(label, shop)}"))
     return 0
 
 

@@ -81,7 +81,7 @@ def new(args: list[str], found: Paper, world: World) -> Job:
     _refuse_shape(config, fitted)
     refuse_without_base(found, config, start)
     options = replace(options, private=_private(flags, asked, options.seed))
-    weights = partial(fitting, flags.start) if flags.start and not start.upon else lambda whole: None
+    weights = partial(fitting, flags.start) if flags.start and start.base is None else lambda whole: None
     recipe = built(found.name, config, options.seed, device, weights)
     options, seconds = _timed(recipe, data, options, device, world)
     refuse_if_full(recipe, replace(options, out=writable(out)))

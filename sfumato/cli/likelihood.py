@@ -23,7 +23,7 @@ from sfumato.cli.plan import COLOURS
 from sfumato.cli.progress import Progress
 from sfumato.cli.request import refuse_numbers
 from sfumato.cli.runs import find_run, free_folder, opened, writable
-from sfumato.cli.samplers import own_sampler
+from sfumato.cli.samplers import own_sampler, refuse_jumps
 from sfumato.cli.show import Rows, amount, duration, rows, table
 from sfumato.core import guidance, losses
 from sfumato.core.denoiser import Denoiser, NeuralDenoiser
@@ -165,6 +165,7 @@ class Meter:
                 "this run's pictures have a momentum, and their chain no such bound: leave out --method; the flow of "
                 "the two bounds the likelihood by itself."
             )
+        refuse_jumps(recipe, "with a likelihood")
         if flags.variance == "learned" and not denoiser.learn_variance:
             raise UserError("this run does not learn its variance: give --variance small or large, or none.")
         if len(shape) != 3 or shape[0] not in COLOURS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from sfumato.cli.choose import pick_preset
@@ -24,7 +24,7 @@ class Origin:
     config: Any
     training: Training
     before: dict[str, Any]
-    upon: bool = False  # that run is a base: it is not itself trained further
+    base: Any = None  # the config of that run, where it is a base and not itself trained further
 
 
 def starting_point(args: list[str], found: Paper) -> Origin:
@@ -42,7 +42,7 @@ def starting_point(args: list[str], found: Paper) -> Origin:
         return Origin(name, config, chosen.training, before)
     if before["paper"] in found.recipe.base(config):
         base = config_from(paper(before["paper"]).config, before["config"])
-        return Origin(name, found.recipe.upon(config, base), chosen.training, before, upon=True)
+        return Origin(name, found.recipe.upon(config, base), chosen.training, before, base)
     _refuse_other(found, config, before["paper"], typed)
     if asked not in ("", own):
         raise UserError(
@@ -50,7 +50,8 @@ def starting_point(args: list[str], found: Paper) -> Origin:
             "--lr, --batch or --training.FIELD for another training."
         )
     training = (found.presets.get(own) or next(iter(found.presets.values()))).training
-    return Origin(own, config_from(found.config, before["config"]), training, before)
+    config = _at_stage(found, config_from(found.config, before["config"]), value_of(args, "--stage"))
+    return Origin(own, config, training, before)
 
 
 def _device(args: list[str]) -> str:
@@ -79,15 +80,44 @@ def _refuse_other(found: Paper, config: Any, other: str, typed: str) -> None:
 
 
 def refuse_without_base(found: Paper, config: Any, start: Origin) -> None:
-    """Raises UserError where a base is needed and none was given, before anything is computed."""
+    """Raises UserError where a base is needed and none was given, or another than the model is made for, before
+    anything is computed."""
     bases = found.recipe.base(config)
-    if not bases or start.upon:
+    if start.base is not None:
+        _refuse_apart(found, config, start)
+    if not bases or start.base is not None:
         return
     alone = [name for name, preset in found.presets.items() if not found.recipe.base(preset.config)]
     stage = getattr(config, "stage", "")
     what = f"the stage {stage} of {found.name}" if stage else f"{found.name} with this preset"
+    upon = f"{what} is trained upon a run of {' or '.join(bases)}"
+    if start.before and stage:
+        raise UserError(
+            f"the run of --from is of the stage {stage}: say --stage {stage} to train upon it, or --stage "
+            f"{found.recipe.stages[0]} to fine-tune it."
+        )
+    if start.before:
+        raise UserError(f"{upon}, and --from gives one of {found.name}: give its own base, or go on with --resume.")
     other = "leave out --stage" if stage else f"take --preset {' or '.join(alone)}, which need none"
-    raise UserError(
-        f"{what} is trained upon a run of {' or '.join(bases)}: give one with --from RUN"
-        + (f", or {other}." if stage or alone else ".")
-    )
+    raise UserError(f"{upon}: give one with --from RUN" + (f", or {other}." if stage or alone else "."))
+
+
+def _refuse_apart(found: Paper, config: Any, start: Origin) -> None:
+    """Raises UserError for a model that is not of its base's shape, classes, network, ..."""
+    same = found.recipe.upon(config, start.base)
+    for field in fields(config):
+        ours, theirs = getattr(config, field.name), getattr(same, field.name)
+        if ours != theirs:
+            values = "" if is_dataclass(ours) else f", {_shown(theirs)}, and not {_shown(ours)}"
+            ask = ASKED.get(field.name, f"leave out --config.{field.name}")
+            raise UserError(f"the {field.name} must be that of the run with --from{values}: {ask}.")
+
+
+ASKED = {"shape": "leave out --size and --channels", "classes": "give the data and --labels that it had"}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        joined = " x " if value and isinstance(value[0], int) else ", "
+        return joined.join(map(str, value[:8])) + (f" and {len(value) - 8} more" if value[8:] else "") or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -69,10 +69,11 @@ def read_mask(path: Path, like: Given, recipe: Recipe, fit: str = "crop") -> Ten
     file and follows it to that of the run, where a pixel is made if half of it is. Raises UserError."""
     plan = plan_of(recipe, fit)
     try:
-        with picture(_file(path)) as image:
-            if image.size != like.size:
-                sizes = f"the mask is {_by(image.size)} and the picture {_by(like.size)}"
-                raise UserError(f"{sizes}: give a mask of the picture's size.")
+        told = header(_file(path))
+        if told.size != like.size:
+            sizes = f"the mask is {_by(told.size)} and the picture {_by(like.size)}"
+            raise UserError(f"{sizes}: give a mask of the picture's size.")
+        with picture(path) as image:
             white = Image.fromarray((np.asarray(gray(_opaque(image))) >= HALF).astype(np.uint8) * 255)
             return torch.from_numpy(np.asarray(FITS[fit](white, plan.size)) >= HALF)
     except BadPicture as error:

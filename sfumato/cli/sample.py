@@ -81,6 +81,8 @@ def run(args: list[str]) -> int:
     studio = Studio(recipe, request, out, name, model_hash(home), metadata=not flags.no_metadata)
     try:
         _doubt(studio.work(strip=flags.strip), config, home)
+    except ArithmeticError as error:
+        raise UserError(f"{error}.") from None
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

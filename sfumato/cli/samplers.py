@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from sfumato.cli.parse import nearest
+from sfumato.cli.show import amount
 from sfumato.core import times
 from sfumato.core.posterior import Variance, large, learned, small
 from sfumato.errors import UserError
@@ -24,7 +25,7 @@ from sfumato.samplers.sampler import Sampler
 from sfumato.samplers.sde import SSCS, EulerMaruyama, quadratic_striding, striding
 from sfumato.samplers.unipc import UniPC
 
-__all__ = ["SAMPLERS", "SPACINGS", "VARIANCES", "chosen", "facts", "length", "own_sampler"]
+__all__ = ["SAMPLERS", "SPACINGS", "VARIANCES", "chosen", "facts", "in_steps", "length", "own_sampler", "refuse_jumps"]
 
 SAMPLERS: dict[str, Sampler] = {
     "auto": Auto(),
@@ -145,6 +146,20 @@ def facts(sampler: Sampler) -> dict[str, Any]:
     }
 
 
+def refuse_jumps(recipe: Recipe, what: str) -> None:
+    """Raises UserError for a consistency model, whose answers are ends of the flow and no guesses along it."""
+    if isinstance(own_sampler(recipe), Consistency):
+        raise UserError(
+            f"a consistency model jumps to the picture and has no flow {what}: give the run of its teacher."
+        )
+
+
+def in_steps(sampler: Sampler) -> str:
+    """The sampler in words."""
+    steps = "steps of its own" if isinstance(sampler, ODE45) else amount(sampler.steps, "step")
+    return f"{facts(sampler)['sampler']} in {steps}"
+
+
 def length(sampler: Sampler, recipe: Recipe) -> int:
     """How many steps the sampler takes on this recipe's process. Raises UserError where it cannot walk it."""
     denoiser: Any = getattr(recipe, "denoiser", None)
@@ -155,6 +170,6 @@ def length(sampler: Sampler, recipe: Recipe) -> int:
         raise UserError("this run does not learn its variance: leave out --like, or sample with ddim.")
     try:
         sampler.check(process)
-        return len(sampler.spacing(process, sampler.steps, 1.0, 0.0)) - 1
+        return len(sampler.points(process)) - 1
     except ValueError as error:
         raise UserError(f"{str(error).rstrip('.')}.") from None

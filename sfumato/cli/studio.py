@@ -16,12 +16,13 @@ from torch import Tensor
 
 from sfumato.cli.progress import Progress
 from sfumato.cli.request import Chunk, Request
-from sfumato.cli.samplers import length, own_sampler
+from sfumato.cli.samplers import in_steps, length, own_sampler
 from sfumato.cli.show import amount, duration, printable
 from sfumato.core.random import Seeds
 from sfumato.data.pictures import grid, save_png, to_uint8
 from sfumato.engine.plan import choose_threads, using_threads
 from sfumato.recipe import Ask, Recipe
+from sfumato.samplers.adaptive import ODE45
 from sfumato.samplers.sampler import Sampler
 
 __all__ = ["Studio"]
@@ -37,6 +38,11 @@ class _Made(NamedTuple):
     chunk: Chunk
     images: Tensor
     frames: list[Tensor]
+
+
+def _spread(steps: int) -> list[int]:
+    """Numbers of steps for a strip: evenly, with the last."""
+    return sorted({round(k * steps / (FRAMES - 1)) for k in range(1, FRAMES)} - {0})
 
 
 @dataclass(frozen=True)
@@ -73,16 +79,17 @@ class Studio:
     def _make(self, *, strip: bool) -> Iterator[_Made]:
         chunks, sampler = list(self.request.chunks()), self._sampler()
         steps = length(sampler, self.recipe) if sampler else 1
-        wanted = {round(k * steps / (FRAMES - 1)) for k in range(1, FRAMES)} if strip else set()
+        own = isinstance(sampler, ODE45)  # finds its steps: how many is known at the end
+        wanted = set(range(1, steps + 1) if own else _spread(steps)) if strip else set()
         with Progress("sampling") as show:
             for done, chunk in enumerate(chunks):
                 frames: list[Tensor] = []
                 trajectory = self.recipe.sample(self._ask(chunk), rng=Seeds(self.request.seed + chunk.first))
                 for step, state in enumerate(trajectory, 1):
-                    show(done * steps + step, len(chunks) * steps)
+                    show(*((done, len(chunks)) if own else (done * steps + step, len(chunks) * steps)))
                     if done == 0 and step in wanted:
                         frames.append(self.recipe.picture(state)[:ROWS].float().cpu())
-                yield _Made(chunk, self.recipe.picture(state), frames)
+                yield _Made(chunk, self.recipe.picture(state), [frames[k - 1] for k in _spread(len(frames))])
 
     def _ask(self, chunk: Chunk) -> Ask:
         r = self.request
@@ -151,5 +158,6 @@ class Studio:
         seeds = f"seed {first}" if single else f"seeds {first} to {first + r.n - 1}"
         guided = f", guidance {r.guidance:g}" if r.guidance != 1 else ""
         again = f", in a batch of {r.batch} as it was made" if r.only is not None and r.batch > 1 else ""
-        walked = f"{r.sampler} in {r.steps} steps" if r.sampler else "its own sampler"
+        sampler = self._sampler()
+        walked = in_steps(sampler) if sampler else "its own sampler"
         print(printable(f"{self.model}, {walked}{guided}, {seeds}{again}"))

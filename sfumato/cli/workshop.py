@@ -136,7 +136,8 @@ def walked(shop: Workshop, own: Sampler, flags: Any) -> Sampler:
     """The sampler with what was asked for. Raises UserError where the run's process has no such walk."""
     asked = {name: getattr(flags, name, None) for name in ("steps", "spacing", "eta")}
     sampler = chosen(own, flags.sampler, **asked)
-    length(sampler, shop.recipe)
+    if getattr(flags, "strength", None) is None:  # else it begins later, where more samplers can walk
+        length(sampler, shop.recipe)
     return sampler
 
 

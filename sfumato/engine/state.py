@@ -337,7 +337,7 @@ def fitting(path: Path | str, recipe: Recipe, *, verify: bool = False) -> tuple[
             "on the same classes in the same order, or train anew."
         )
     try:
-        compare(tensors, recipe.state_dict(), path)
+        compare(_lasting(recipe, tensors), _lasting(recipe, recipe.state_dict()), path)
     except UserError as problem:
         raise UserError(
             f"{str(problem).rstrip('.')}; fine-tune with the paper, preset, size and classes of that run "
@@ -350,8 +350,9 @@ def fitting(path: Path | str, recipe: Recipe, *, verify: bool = False) -> tuple[
 def start_from(recipe: Recipe, path: Path | str) -> dict[str, Any]:
     """Copy the averaged weights of another run into `recipe`: fine-tuning. Returns its config. Raises UserError."""
     config, tensors = fitting(path, recipe, verify=True)
-    for name, tensor in recipe.state_dict().items():
+    for name, tensor in _lasting(recipe, recipe.state_dict()).items():
         tensor.copy_(tensors[name])
+    recipe.started()
     return config
 
 

@@ -124,6 +124,17 @@ class Consistency(Pixels):
             if mine.label is not None and base.label is not None:
                 mine.label.load_state_dict(base.label.state_dict())
 
+    @torch.no_grad()
+    def started(self) -> None:
+        """The target is what the model is."""
+        if self.target is not None:
+            torch._foreach_copy_(list(self.target.parameters()), self._parameters_of_model())
+
+    def _parameters_of_model(self) -> list[Tensor]:
+        """In the order of the target's."""
+        label = self.label.parameters() if self.label is not None else ()
+        return [p.detach() for p in (*self.denoiser.parameters(), *label)]
+
     def train(self, mode: bool = True) -> Consistency:
         super().train(mode)
         if self.teacher is not None:
@@ -181,8 +192,7 @@ class Consistency(Pixels):
             return
         c, N = self.config, self.count(at)
         mu = c.mu if c.growth == "fixed" else consistency.adaptive(c.mu, c.fewest, N)
-        model = [*self.denoiser.parameters(), *(self.label.parameters() if self.label is not None else ())]
-        torch._foreach_lerp_(list(self.target.parameters()), [p.detach() for p in model], 1.0 - mu)
+        torch._foreach_lerp_(list(self.target.parameters()), self._parameters_of_model(), 1.0 - mu)
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 

@@ -54,8 +54,10 @@ class Config(PixelConfig):
             raise UserError("data_std and P_std must be greater than 0, and so must low, which is less than high.")
         if not (abs(self.P_mean) < 100 and 0.0 <= self.augment <= 1.0 and 1 <= self.steps <= 100_000):
             raise UserError("augment is a probability from 0 to 1, P_mean the log of a noise level, steps at least 1.")
-        if not (self.churn >= 0 and self.churn_noise >= 0):
-            raise UserError("churn and churn_noise must not be negative.")
+        if not (0 <= self.churn < 1e9 and 0 <= self.churn_noise < 1e9 and 0 <= self.churn_min <= self.churn_max):
+            raise UserError(
+                "churn and churn_noise must be ordinary numbers, churn_min at most churn_max, none negative."
+            )
         if self.augment and len(self.shape) != 3:
             raise UserError(f"augment is for pictures with two sides, and shape is {self.shape}: set augment to 0.")
 

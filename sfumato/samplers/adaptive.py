@@ -142,7 +142,9 @@ class ODE45(Sampler):
         for s in points[1:]:
             while state.point is not s:
                 if trials == self.steps:
-                    raise ArithmeticError(f"{trials} trial steps did not reach t = {s.t:g}: allow a larger rtol")
+                    raise ArithmeticError(
+                        f"{trials} trial steps did not reach t = {s.t:g}: allow more, or a larger rtol"
+                    )
                 with torch.no_grad():
                     state = self.step(denoiser, state, s, rng)
                 trials += 1

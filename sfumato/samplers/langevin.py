@@ -16,7 +16,7 @@ from sfumato.core.estimate import Estimate, Scalar
 from sfumato.core.process import Point, Process
 from sfumato.core.random import Seeds
 from sfumato.samplers.sampler import Sampler, State
-from sfumato.samplers.sde import ReverseDiffusion, grounded, striding
+from sfumato.samplers.sde import ReverseDiffusion, grounded, grounded_points, striding
 
 __all__ = ["Length", "PredictorCorrector", "annealed", "langevin", "langevin_of_batch"]
 
@@ -69,6 +69,7 @@ class PredictorCorrector(Sampler):
     corrector_steps: int = 1
 
     stochastic = True
+    points = grounded_points
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,7 +26,16 @@ from sfumato.core.process import Affine, Point, Process
 from sfumato.core.random import Seeds
 from sfumato.samplers.sampler import Sampler, State, noised
 
-__all__ = ["SSCS", "EulerMaruyama", "ReverseDiffusion", "Still", "grounded", "quadratic_striding", "striding"]
+__all__ = [
+    "SSCS",
+    "EulerMaruyama",
+    "ReverseDiffusion",
+    "Still",
+    "grounded",
+    "grounded_points",
+    "quadratic_striding",
+    "striding",
+]
 
 # -- grids -------------------------------------------------------------------------------------------------------------
 
@@ -60,10 +69,20 @@ def grounded(process: Process, t: Point, s: Point) -> float:
     """t - s, how far a step goes. Raises ValueError where the reverse SDE has no such step: towards noise, or from a
     point without signal, where its drift alpha' / alpha is infinite."""
     if t.alpha == 0.0:
-        raise ValueError(f"{process} has no signal at t = {t.t:g}, and its SDE no drift: start below it, or use ddim")
+        raise ValueError(
+            f"{process} has no signal at t = {t.t:g}, and its SDE no drift: use ddim or euler_a, or start below it"
+        )
     if s.t > t.t:
         raise ValueError("an SDE sampler goes from noise to data: encode with ddim, heun or ode45")
     return float(t.t - s.t)
+
+
+def grounded_points(sampler: Sampler, process: Process, start: float = 1.0, end: float = 0.0) -> list[Point]:
+    """The grid of a sampler of the reverse SDE. Raises ValueError, before the first network call, for one that begins
+    where there is no signal."""
+    found = Sampler.points(sampler, process, start, end)
+    grounded(process, found[0], found[1])
+    return found
 
 
 def _euler(process: Affine, t: Point, s: Point) -> tuple[Scalar, Scalar, Scalar]:
@@ -88,6 +107,7 @@ class EulerMaruyama(Sampler):
     spacing: times.Spacing = striding
 
     stochastic = True
+    points = grounded_points
 
     def check(self, process: Process) -> None:
         if not isinstance(process, Affine | CLD):
@@ -119,6 +139,7 @@ class ReverseDiffusion(Sampler):
     spacing: times.Spacing = striding
 
     stochastic = True
+    points = grounded_points
 
     def step(self, denoiser: Denoiser, state: State, s: Point, rng: Seeds | None) -> State:
         t = state.point

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,7 @@ MISTAKES = [
     (["edit", "RUN", "PHOTO", "--strength", "0.5", "--method", "project"], "leave it out"),
     (["edit", "RUN", "PHOTO", "--inpaint", "MASK", "--passes", "3"], "--method repaint"),
     (["edit", "RUN", "PHOTO", "--inpaint", "MASK", "--method", "rapaint"], "did you mean"),
-    (["edit", "RUN", "PHOTO", "--inpaint", "WIDE"], "the mask is 20 x 16 and the picture 16 x 16"),
+    (["edit", "RUN", "PHOTO", "--inpaint", "WIDE"], "sfumato: the mask is 20 x 16 and the picture 16 x 16"),
     (["edit", "RUN", "PHOTO", "--inpaint", "BLACK"], "marks nothing"),
     (["edit", "RUN", "PHOTO", "--inpaint", "WHITE"], "nothing is kept"),
     (["edit", "RUN", "PHOTO", "--inpaint", "nowhere.png"], "there is no picture"),
@@ -155,6 +156,7 @@ MISTAKES = [
     (["encode", "RUN"], "encode runs/NAME photo.png"),
     (["encode", "RUN", "PHOTO", "--sampler", "ddpm"], "adds noise, and cannot encode"),
     (["encode", "RUN", "PHOTO", "--label", "rose,tulip"], "is told one"),
+    (["encode", "RUN", "PHOTO", "--steps", "2", "--out", "PIPE"], "no ordinary file"),
     (["interpolate", "RUN", "PHOTO"], "two pictures"),
     (["interpolate", "RUN", "PHOTO", "PHOTO", "--n", "1"], "2 ends"),
     (["interpolate", "RUN", "PHOTO", "PHOTO", "--sampler", "pc"], "adds noise, and cannot encode"),
@@ -177,7 +179,9 @@ def test_mistakes(words, advice, run, photo, mistake, tmp_path, monkeypatch):
         "BLACK": saved(tmp_path / "black.png", blank),
         "WHITE": saved(tmp_path / "white.png", blank + 255),
         "JUNK": tmp_path / "junk.png",
+        "PIPE": tmp_path / "pipe",
     }
+    os.mkfifo(tmp_path / "pipe")
     before = sorted(run.iterdir())
     assert advice in mistake(*(named.get(word, word) for word in words))
     assert sorted(run.iterdir()) == before  # no empty folder is left

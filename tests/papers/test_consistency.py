@@ -191,6 +191,17 @@ def test_runs_resume_exactly_and_end_without_scaffold(tmp_path):
         final.loss({"image": torch.zeros(1, 1, 8, 8)}, at(range(1)))
 
 
+def test_fine_tuning_begins_with_a_target_that_is_the_model(tmp_path):
+    data = Pictures(shape=(1, 8, 8))
+    config = Config(shape=(1, 8, 8), network=LEAST, mode="training")
+    train(fresh("consistency", config, 0), options(tmp_path / "first", steps=2), data=data)
+    recipe = fresh("consistency", config, 1)
+    assert "Starting from" in begin(recipe, tmp_path / "first")
+    final = load(tmp_path / "first").denoiser.state_dict()
+    for model in (recipe, recipe.target):
+        assert all(torch.equal(tensor, final[name]) for name, tensor in model.denoiser.state_dict().items())
+
+
 # -- what it learns ----------------------------------------------------------------------------------------------------
 
 
