@@ -84,7 +84,8 @@ def _data(f: Facts) -> str:
 
 
 def _model(f: Facts) -> str:
-    parameters = sum(p.numel() for p in f.recipe.parameters())
+    sizes = {name: p.numel() for name, p in f.recipe.named_parameters()}
+    parameters = sum(sizes[name] for name in f.recipe.lasting(sizes))
     preset = f", preset {f.options.preset}" if f.options.preset else ""
     start = f", from the weights of {f.options.init_from}" if f.options.init_from else ""
     return f"{f.paper}{preset}: {parameters:,} parameters{start}"

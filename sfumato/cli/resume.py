@@ -60,6 +60,8 @@ def _told(private: Mapping[str, Any], home: Path) -> _Told:
 def resumed(args: list[str], world: World) -> Job:
     """From the run folder; --steps, --lr and the machine's and output's options may be given anew. Raises UserError."""
     home = find_run(value_of(args, "--resume"), "train --resume")
+    if home.name == "final" and RunFolder(home.parent).started:
+        raise UserError(f"'{home}' is what a run left: give the run itself, as in --resume {home.parent}.")
     facts, private = described(home), RunFolder(home).private()
     found = paper(facts["paper"])
     told = _told(private, home)

@@ -151,6 +151,7 @@ def test_a_resumed_run_keeps_its_options_and_takes_any_value(command, photos, tm
     kept = going_on(out)
     assert (kept.save_every, kept.keep, kept.sample_every, kept.quiet) == (7, 2, 0, True)
     assert (kept.device, kept.precision, kept.training.batch, kept.auto_batch) == ("cpu", "fp32", 16, False)
+    assert f"--resume {out}." in command("train", "--resume", out / "final").err
     back = going_on(
         out,
         *("--save-every", str(default.save_every), "--keep", str(default.keep)),
