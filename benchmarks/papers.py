@@ -108,6 +108,7 @@ def measured(
         if options.sheets:
             options.sheets.mkdir(parents=True, exist_ok=True)
             sheet(images[:64]).resize((448, 112)).save(options.sheets / f"{run.name}_{name.replace(', ', '_')}.png")
+    keep()
     if options.bits and "bits per dimension" not in row:
         row["bits per dimension"] = bits(run, options.data / "test.npz", options.bits)
         print(run.name, row["bits per dimension"], flush=True)

@@ -32,7 +32,8 @@ HEAD = """\
 One network ({size:.1f} M parameters), one data set (Fashion-MNIST, 60,000 pictures of 28 x 28, mirrored at random, no
 labels), one budget: {steps:,} steps of batch 32, which take ten minutes on one quiet core of two (consistency: half as
 many steps, each with four passes, upon the edm run). One seed each. The weights are in `benchmarks/runs/` (bfloat16)
-and open with `sfumato sample benchmarks/runs/NAME`; `make run-NAME` trains one again.
+and open with `sfumato sample benchmarks/runs/NAME`, but for VP, whose figures alone are kept; `make run-NAME` trains
+one again.
 
 ![A row of samples of every run, not selected](images/papers.png)
 
