@@ -253,10 +253,8 @@ def _timed(
 def preview_of(recipe: Recipe) -> Ask:
     """Few enough steps that looking at a run does not slow it down."""
     own = own_sampler(recipe)
-    if own is None or own.steps <= BRIEF[0].steps:
-        return Ask(n=16)
-    for brief in BRIEF:
+    for brief in BRIEF if own is not None else ():
         with suppress(ValueError):
             brief.check(recipe.denoiser.process)  # type: ignore[union-attr, arg-type]
-            return Ask(n=16, sampler=brief)
+            return Ask(n=16, sampler=None if own is not None and own.steps <= brief.steps else brief)
     return Ask(n=16)
