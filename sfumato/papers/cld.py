@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -27,9 +27,8 @@ from sfumato.core.denoiser import NeuralDenoiser
 from sfumato.core.phase import CLD as Process
 from sfumato.core.random import Seeds
 from sfumato.errors import UserError
-from sfumato.networks import UNetConfig
-from sfumato.networks.config import DDPMPP, NCSNPP_256, NCSNPP_DEEP
-from sfumato.pixels import PixelConfig, Pixels
+from sfumato.networks.config import CLD_CELEBA, CLD_CIFAR10
+from sfumato.pixels import PixelConfig, Pixels, presets
 from sfumato.recipe import Preset, Training
 from sfumato.samplers.adaptive import ODE45
 from sfumato.samplers.sampler import Sampler
@@ -111,36 +110,15 @@ class CLD(Pixels):
         return kind(self.config.steps, STRIDES[self.config.striding])
 
 
-def _ours(*widths: int, **network: Any) -> Config:
-    unet = UNetConfig(widths=widths, groups=0, **network)
-    return Config(network=unet, clock="index", reduce="mean", method="sscs", striding="quadratic", steps=200)
+_OURS = Config(clock="index", reduce="mean", method="sscs", striding="quadratic", steps=200)
 
 
-_FAST = Training(
-    lr=2e-3, batch=32, steps=2_000, warmup=100, decay="cosine", weight_decay=0.01, ema=0.995, ema_rule="warmup"
-)
-
-CLD_CELEBA = replace(DDPMPP, widths=NCSNPP_256.widths, attention=NCSNPP_256.attention, blocks=2)
 _THEIRS = Training(steps=800_000, batch=128, lr=2e-4, warmup=100_000, ema=0.9999, ema_rule="warmup")
 _CELEBA = Config((3, 256, 256), network=CLD_CELEBA, numerical_eps=1e-6, clock="raw")
 
 PRESETS: dict[str, Preset] = {
-    "tiny": Preset(
-        _ours(32, 64, 96, blocks=1, attention=(), patch=2, attend_middle=False),
-        _FAST,
-        "1.7 M parameters; minutes on a laptop at 32 x 32",
-    ),
-    "fashion": Preset(
-        replace(_ours(48, 96, 104, blocks=1, attention=(), patch=2, attend_middle=False), shape=(1, 28, 28)),
-        replace(_FAST, lr=1.5e-3, steps=6_000, ema=0.999),
-        "ten minutes on two cores for Fashion-MNIST",
-    ),
-    "small": Preset(
-        _ours(64, 128, 192, blocks=2, attention=(2,), head_width=32, attend_middle=True),
-        replace(_FAST, lr=1e-3, batch=64, steps=20_000, ema=0.999),
-        "10 M parameters; an afternoon on a laptop, minutes on a GPU",
-    ),
-    "cifar10": Preset(Config(network=NCSNPP_DEEP), _THEIRS, "the authors' configuration"),
+    **presets(_OURS),
+    "cifar10": Preset(Config(network=CLD_CIFAR10), _THEIRS, "the authors' configuration"),
     "celebahq": Preset(
         _CELEBA,
         replace(_THEIRS, steps=320_000, batch=64, lr=1e-4),

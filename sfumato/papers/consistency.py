@@ -27,7 +27,7 @@ from sfumato.core.estimate import like
 from sfumato.core.random import Seeds
 from sfumato.errors import UserError
 from sfumato.papers import edm
-from sfumato.pixels import PixelConfig, Pixels
+from sfumato.pixels import FAST, PixelConfig, Pixels
 from sfumato.recipe import At, Loss, Preset, Recipe, Training
 from sfumato.samplers.consistency import Consistency as Few
 from sfumato.samplers.sampler import Sampler
@@ -225,9 +225,7 @@ _IMPROVED: dict[str, Any] = {  # iCT's values
     "weight": "gap",
     "draw_levels": "log_normal",
 }
-_FAST = Training(
-    lr=5e-4, batch=32, steps=2_000, warmup=100, decay="cosine", weight_decay=0.01, ema=0.995, ema_rule="warmup"
-)
+_FAST = replace(FAST, lr=5e-4)
 
 _SHORT: dict[str, Any] = {"levels": 18, "mu": 0.9, "metric": "huber", "draw_levels": "log_normal"}  # for short runs
 

@@ -10,6 +10,7 @@ steps of t; the others follow the authors' code.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +19,14 @@ from sfumato.core import times
 from sfumato.core.denoiser import Denoiser
 from sfumato.core.random import Seeds
 from sfumato.core.schedules import Discrete
-from sfumato.networks import UNetConfig
+from sfumato.networks.config import HO_CELEBA
 from sfumato.papers import ddpm
 from sfumato.papers.ddpm import Config
 from sfumato.recipe import Ask, Preset, labels_or_spread
 from sfumato.samplers.ancestral import DDIM as Implicit
 from sfumato.samplers.sampler import Sampler
 
-__all__ = ["DDIM", "PRESETS", "Config"]
+__all__ = ["DDIM", "PRESETS", "Config", "derived"]
 
 
 def _official(name: str, ema: float = 0.9999) -> Preset:
@@ -35,14 +36,17 @@ def _official(name: str, ema: float = 0.9999) -> Preset:
     return Preset(replace(preset.config, clip=False), training, "the authors' configuration")
 
 
-_CELEBA = UNetConfig(widths=(128, 256, 256, 256, 512), attention=(2,), dropout=0.1)
+def derived(kind: type[Config], preset: Preset, **changes: Any) -> Preset:
+    """A preset of a paper that samples the same model in another way: its config as that paper's `kind`."""
+    return replace(preset, config=kind(**{**vars(preset.config), **changes}))
+
 
 PRESETS: dict[str, Preset] = {
     **{name: preset for name, preset in ddpm.PRESETS.items() if preset.config.schedule == "shifted_cosine"},
     "cifar10": _official("cifar10"),
     "lsun": _official("lsun", ema=0.999),
     "celeba": Preset(
-        Config((3, 64, 64), network=_CELEBA, clip=False),
+        Config((3, 64, 64), network=HO_CELEBA, clip=False),
         replace(_official("cifar10").training, steps=500_000),
         "the authors' CelebA 64 configuration; the number of steps is ours",
     ),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from sfumato.core.random import Seeds
 from sfumato.core.schedules import betas
 from sfumato.errors import UserError
 from sfumato.networks import HO_256, UNetConfig
-from sfumato.pixels import PixelConfig, Pixels
+from sfumato.pixels import FAST, PixelConfig, Pixels, presets
 from sfumato.recipe import Preset, Training
 from sfumato.samplers.ancestral import Ancestral, large, small
 from sfumato.samplers.sampler import Sampler
@@ -118,39 +118,23 @@ class DDPM(Pixels):
         return Ancestral(self.config.steps, variance=VARIANCES[self.config.variance])
 
 
-def _ours(*widths: int, **network: Any) -> Config:
-    unet = UNetConfig(widths=widths, groups=0, **network)
-    return Config(network=unet, schedule="shifted_cosine", steps=100, predict="v", variance="small")
-
-
-_FAST = Training(
-    lr=2e-3, batch=32, steps=2_000, warmup=100, decay="cosine", weight_decay=0.01, ema=0.995, ema_rule="warmup"
-)
+_OURS = Config(schedule="shifted_cosine", steps=100, predict="v", variance="small")
+_COMMON = presets(_OURS, ": benchmarks/fashion.py")
+_TINY = replace(_COMMON["tiny"], config=replace(_COMMON["tiny"].config, shift=2.0))
+_BASE = UNetConfig(widths=(128, 256, 256, 256), attention=(1, 2), head_width=64, groups=0, dropout=0.1)
 
 PRESETS: dict[str, Preset] = {
-    "tiny": Preset(
-        replace(_ours(32, 64, 96, blocks=1, attention=(), patch=2, attend_middle=False), shift=2.0),
-        _FAST,
-        "1.7 M parameters; minutes on a laptop at 32 x 32",
-    ),
+    "tiny": _TINY,
     "letters": Preset(
-        replace(_ours(32, 64, 96, blocks=1, attention=(), patch=2, attend_middle=False), shape=(1, 32, 32), shift=2.0),
-        replace(_FAST, steps=2_100),
+        replace(_TINY.config, shape=(1, 32, 32)),
+        replace(FAST, steps=2_100),
         "the demo's: tiny, for `glyphs` at 32 x 32 with labels",
     ),
-    "fashion": Preset(
-        replace(_ours(48, 96, 104, blocks=1, attention=(), patch=2, attend_middle=False), shape=(1, 28, 28)),
-        replace(_FAST, lr=1.5e-3, steps=6_000, ema=0.999),
-        "ten minutes on two cores for Fashion-MNIST: benchmarks/fashion.py",
-    ),
-    "small": Preset(
-        _ours(64, 128, 192, blocks=2, attention=(2,), head_width=32, attend_middle=True),
-        replace(_FAST, lr=1e-3, batch=64, steps=20_000, ema=0.999),
-        "10 M parameters; an afternoon on a laptop, minutes on a GPU",
-    ),
+    "fashion": _COMMON["fashion"],
+    "small": _COMMON["small"],
     "base": Preset(
-        _ours(128, 256, 256, 256, blocks=2, attention=(1, 2), head_width=64, dropout=0.1),
-        replace(_FAST, lr=3e-4, batch=128, steps=200_000, warmup=1_000, ema=0.9999),
+        replace(_OURS, network=_BASE),
+        replace(FAST, lr=3e-4, batch=128, steps=200_000, warmup=1_000, ema=0.9999),
         "the size of the paper's CIFAR-10 network; a GPU",
     ),
     "cifar10": Preset(

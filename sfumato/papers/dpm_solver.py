@@ -42,7 +42,4 @@ class DPMSolver(ddpm.DDPM):
         return ode.DPMSolver(self.config.steps, times.log_snr, order=self.config.order)
 
 
-PRESETS: dict[str, Preset] = {
-    name: Preset(Config(**{**vars(preset.config), "steps": 7}), preset.training, preset.note)
-    for name, preset in ddim.PRESETS.items()
-}
+PRESETS: dict[str, Preset] = {name: ddim.derived(Config, preset, steps=7) for name, preset in ddim.PRESETS.items()}

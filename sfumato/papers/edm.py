@@ -22,9 +22,8 @@ from sfumato.core.cond import Cond
 from sfumato.core.denoiser import NeuralDenoiser
 from sfumato.core.random import Seeds
 from sfumato.errors import UserError
-from sfumato.networks import UNetConfig
 from sfumato.networks.config import EDM_ADM_64, EDM_DDPMPP, EDM_DDPMPP_64
-from sfumato.pixels import PixelConfig, Pixels
+from sfumato.pixels import PixelConfig, Pixels, presets
 from sfumato.recipe import At, Loss, Preset, Training
 from sfumato.samplers.ode import Heun
 from sfumato.samplers.sampler import Sampler
@@ -118,30 +117,8 @@ def _official(images: float, batch: int, lr: float, half_life: float) -> Trainin
     )
 
 
-def _ours(*widths: int, **network: Any) -> Config:
-    return Config(network=UNetConfig(widths=widths, groups=0, **network))
-
-
-_FAST = Training(
-    lr=2e-3, batch=32, steps=2_000, warmup=100, decay="cosine", weight_decay=0.01, ema=0.995, ema_rule="warmup"
-)
-
 PRESETS: dict[str, Preset] = {
-    "tiny": Preset(
-        _ours(32, 64, 96, blocks=1, attention=(), patch=2, attend_middle=False),
-        _FAST,
-        "1.7 M parameters; minutes on a laptop at 32 x 32",
-    ),
-    "fashion": Preset(
-        replace(_ours(48, 96, 104, blocks=1, attention=(), patch=2, attend_middle=False), shape=(1, 28, 28)),
-        replace(_FAST, lr=1.5e-3, steps=6_000, ema=0.999),
-        "ten minutes on two cores for Fashion-MNIST",
-    ),
-    "small": Preset(
-        _ours(64, 128, 192, blocks=2, attention=(2,), head_width=32, attend_middle=True),
-        replace(_FAST, lr=1e-3, batch=64, steps=20_000, ema=0.999),
-        "10 M parameters; an afternoon on a laptop, minutes on a GPU",
-    ),
+    **presets(Config()),
     "cifar10": Preset(
         Config(network=EDM_DDPMPP, augment=0.12, drop=0.0),
         _official(200e6, 512, 1e-3, 500_000),

@@ -24,8 +24,8 @@ from sfumato.core.denoiser import Denoiser, NeuralDenoiser
 from sfumato.core.pairs import Pairs
 from sfumato.core.random import Seeds
 from sfumato.errors import UserError
-from sfumato.networks import UNetConfig
-from sfumato.pixels import PixelConfig, Pixels
+from sfumato.networks.config import DDPMPP
+from sfumato.pixels import PixelConfig, Pixels, presets
 from sfumato.recipe import At, Loss, Preset, Recipe, Training
 from sfumato.samplers.adaptive import ODE45
 from sfumato.samplers.ode import Euler, Heun, share
@@ -63,7 +63,6 @@ class FlowMatching(Pixels):
     config: Config
     stages = ("model", "reflow")
     scaffold = ("teacher", "pool")
-    steady = False  # reflow's pairs are easier than data
     view = losses.views.velocity
     teacher: FlowMatching | None
     pool: Pairs | None
@@ -74,6 +73,7 @@ class FlowMatching(Pixels):
         self.denoiser = NeuralDenoiser(network, schedules.Flow(config.times), parametrisation.velocity)
         self.label = self.embedding(network)
         reflow = config.stage == "reflow"
+        self.steady = not reflow  # pairs are easier than data
         self.teacher = FlowMatching(replace(config, stage="model")).requires_grad_(False) if reflow else None
         self.pool = Pairs(config.pairs, config.shape) if reflow else None
 
@@ -152,41 +152,10 @@ class FlowMatching(Pixels):
         return Euler(steps) if self.config.solver == "euler" else Heun(steps, clock=share)
 
 
-def _ours(*widths: int, **network: Any) -> Config:
-    return Config(network=UNetConfig(widths=widths, groups=0, **network))
-
-
-_FAST = Training(
-    lr=2e-3, batch=32, steps=2_000, warmup=100, decay="cosine", weight_decay=0.01, ema=0.995, ema_rule="warmup"
-)
-_DDPMPP = UNetConfig(
-    widths=(128, 256, 256, 256),
-    blocks=4,
-    attend_last=True,
-    dropout=0.15,
-    resample_blocks=True,
-    project_resampled=True,
-    rescale=0.5**0.5,
-)
-
 PRESETS: dict[str, Preset] = {
-    "tiny": Preset(
-        _ours(32, 64, 96, blocks=1, attention=(), patch=2, attend_middle=False),
-        _FAST,
-        "1.7 M parameters; minutes on a laptop at 32 x 32",
-    ),
-    "fashion": Preset(
-        replace(_ours(48, 96, 104, blocks=1, attention=(), patch=2, attend_middle=False), shape=(1, 28, 28)),
-        replace(_FAST, lr=1.5e-3, steps=6_000, ema=0.999),
-        "ten minutes on two cores for Fashion-MNIST; as long again for reflow with half of the steps",
-    ),
-    "small": Preset(
-        _ours(64, 128, 192, blocks=2, attention=(2,), head_width=32, attend_middle=True),
-        replace(_FAST, lr=1e-3, batch=64, steps=20_000, ema=0.999),
-        "10 M parameters; an afternoon on a laptop, minutes on a GPU",
-    ),
+    **presets(Config(), "; as long again for reflow with half of the steps"),
     "cifar10": Preset(
-        Config(network=_DDPMPP, solver="ode45", drop=0.0, pairs=65_536),
+        Config(network=replace(DDPMPP, dropout=0.15), solver="ode45", drop=0.0, pairs=65_536),
         Training(steps=800_000, batch=128, lr=2e-4, warmup=5_000, ema=0.999999, ema_rule="warmup"),
         "the authors' DDPM++ configuration; the number of steps is ours",
     ),

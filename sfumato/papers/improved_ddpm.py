@@ -26,6 +26,7 @@ from sfumato.core.random import Seeds
 from sfumato.core.schedules import Discrete, betas
 from sfumato.errors import UserError
 from sfumato.networks import UNetConfig
+from sfumato.networks.config import IMPROVED_64, IMPROVED_64_CLASSES, IMPROVED_CIFAR10, IMPROVED_LSUN
 from sfumato.papers import ddpm
 from sfumato.pixels import PixelConfig, Pixels
 from sfumato.recipe import At, Loss, Preset, Training
@@ -40,23 +41,11 @@ TABLES: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-def _unet(*widths: int, **network: Any) -> UNetConfig:
-    """The network of section 2 and appendix A, as the code has it."""
-    official: dict[str, Any] = {"pad": (1, 1), "eps": 1e-5, "shift": 0.0, "cosine_first": True, "blocks": 3}
-    return UNetConfig(widths=widths, **{**official, "scale_shift": True, "heads": 4, **network})
-
-
-CIFAR = _unet(128, 256, 256, 256, attention=(1, 2), dropout=0.3)
-IMAGENET = _unet(128, 256, 384, 512, attention=(2, 3))
-CONDITIONAL = _unet(192, 384, 576, 768, attention=(2, 3))
-LSUN = _unet(128, 128, 256, 256, 512, 512, attention=(4,), blocks=2, heads=1, scale_shift=False)
-
-
 @dataclass(frozen=True)
 class Config(PixelConfig):
     """What the model is."""
 
-    network: UNetConfig = CIFAR
+    network: UNetConfig = IMPROVED_CIFAR10
     clip: bool = True
     schedule: Literal["cosine", "linear"] = "cosine"
     T: int = 4000  # entries of the table
@@ -174,17 +163,17 @@ PRESETS: dict[str, Preset] = {
     **{name: _ours(name) for name in ("tiny", "fashion", "small")},
     "cifar10": Preset(Config(), _PAPER, "the paper's, L_hybrid: 52.5 M parameters"),
     "cifar10_vlb": Preset(Config(loss="vlb", resample=True), _PAPER, "the paper's, L_vlb: the best likelihood"),
-    "imagenet64": Preset(Config((3, 64, 64), network=IMAGENET), _LONG, "the paper's, L_hybrid: 121 M parameters"),
+    "imagenet64": Preset(Config((3, 64, 64), network=IMPROVED_64), _LONG, "the paper's, L_hybrid: 121 M parameters"),
     "imagenet64_vlb": Preset(
-        Config((3, 64, 64), network=IMAGENET, loss="vlb", resample=True), _LONG, "the paper's, L_vlb"
+        Config((3, 64, 64), network=IMPROVED_64, loss="vlb", resample=True), _LONG, "the paper's, L_vlb"
     ),
     "imagenet64_cond": Preset(
-        Config((3, 64, 64), network=CONDITIONAL, drop=0.0, **_COARSE),
+        Config((3, 64, 64), network=IMPROVED_64_CLASSES, drop=0.0, **_COARSE),
         replace(_PAPER, steps=250_000, batch=2048, lr=3e-4),
         "the paper's with classes, which are never withheld: 273 M parameters",
     ),
     "lsun": Preset(
-        Config((3, 256, 256), network=LSUN, schedule="linear", T=1000, **_COARSE),
+        Config((3, 256, 256), network=IMPROVED_LSUN, schedule="linear", T=1000, **_COARSE),
         replace(_PAPER, steps=1_200_000),
         "the code's bedrooms: 114 M parameters",
     ),

@@ -19,7 +19,8 @@ from torch import Tensor
 from sfumato.core import times
 from sfumato.core.random import Seeds
 from sfumato.core.schedules import Discrete
-from sfumato.papers import ddim, ddpm, improved_ddpm
+from sfumato.networks.config import IMPROVED_CIFAR10
+from sfumato.papers import ddim, ddpm
 from sfumato.recipe import Preset
 from sfumato.samplers import pndm
 from sfumato.samplers.sampler import Sampler
@@ -59,8 +60,7 @@ class PNDM(ddpm.DDPM):
 
 
 def _from(preset: Preset, **changes: Any) -> Preset:
-    config = Config(**{**vars(preset.config), "clip": False, "steps": 50, **changes})
-    return Preset(config, preset.training, preset.note)
+    return ddim.derived(Config, preset, clip=False, steps=50, **changes)
 
 
 def _table(preset: Preset) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _table(preset: Preset) -> dict[str, Any]:
 PRESETS: dict[str, Preset] = {
     **{name: _from(preset, **_table(preset)) for name, preset in ddim.PRESETS.items()},
     "cifar10_cosine": replace(
-        _from(ddim.PRESETS["cifar10"], schedule="cosine", network=improved_ddpm.CIFAR),
+        _from(ddim.PRESETS["cifar10"], schedule="cosine", network=IMPROVED_CIFAR10),
         note="on the network and the table of improved_ddpm, T = 1000, as the paper's iDDPM",
     ),
 }

@@ -30,7 +30,7 @@ from sfumato.core.random import Seeds
 from sfumato.errors import UserError
 from sfumato.networks import UNet, UNetConfig
 from sfumato.networks.config import DDPMPP, DDPMPP_DEEP, NCSNPP, NCSNPP_256, NCSNPP_1024, NCSNPP_DEEP
-from sfumato.pixels import PixelConfig, Pixels
+from sfumato.pixels import PixelConfig, Pixels, presets
 from sfumato.recipe import Preset, Training
 from sfumato.samplers.ancestral import Ancestral, large
 from sfumato.samplers.langevin import PredictorCorrector
@@ -142,11 +142,6 @@ class ScoreSDE(Pixels):
         )
 
 
-def _ours(*widths: int, **network: Any) -> Config:
-    unet = UNetConfig(widths=widths, groups=0, **network)
-    return Config(network=unet, predict="edm", clip=True, steps=200)
-
-
 def _theirs(network: UNetConfig, iterations: int, *, batch: int = 128, ema: float = 0.9999, **config: Any) -> Preset:
     """The authors' configuration: `iterations` of their best checkpoint's training."""
     training = Training(steps=iterations, batch=batch, lr=2e-4, warmup=5_000, ema=ema, ema_rule="warmup")
@@ -157,29 +152,14 @@ def _exploding(network: UNetConfig, iterations: int, most: float, *, ema: float 
     return _theirs(network, iterations, ema=ema, sde="ve", sigma_max=most, reduce="sum", **given)
 
 
-_FAST = Training(
-    lr=2e-3, batch=32, steps=2_000, warmup=100, decay="cosine", weight_decay=0.01, ema=0.995, ema_rule="warmup"
-)
-_FASHION = replace(_ours(48, 96, 104, blocks=1, attention=(), patch=2, attend_middle=False), shape=(1, 28, 28))
-_TEN_MINUTES = Training(
-    lr=1.5e-3, batch=32, steps=6_000, warmup=100, decay="cosine", weight_decay=0.01, ema=0.999, ema_rule="warmup"
-)
+_OURS = presets(Config(predict="edm", clip=True, steps=200), ", the VP SDE")
+_TEN_MINUTES = _OURS["fashion"]
 _LARGE: dict[str, Any] = {"shape": (3, 256, 256), "N": 2000, "steps": 2000, "snr": 0.075}
 
 PRESETS: dict[str, Preset] = {
-    "tiny": Preset(
-        _ours(32, 64, 96, blocks=1, attention=(), patch=2, attend_middle=False),
-        _FAST,
-        "1.7 M parameters; minutes on a laptop at 32 x 32",
-    ),
-    "fashion": Preset(_FASHION, _TEN_MINUTES, "ten minutes on two cores for Fashion-MNIST, the VP SDE"),
-    "fashion_subvp": Preset(replace(_FASHION, sde="subvp"), _TEN_MINUTES, "the sub-VP SDE"),
-    "fashion_ve": Preset(replace(_FASHION, sde="ve"), _TEN_MINUTES, "the VE SDE"),
-    "small": Preset(
-        _ours(64, 128, 192, blocks=2, attention=(2,), head_width=32, attend_middle=True),
-        replace(_FAST, lr=1e-3, batch=64, steps=20_000, ema=0.999),
-        "10 M parameters; an afternoon on a laptop, minutes on a GPU",
-    ),
+    **_OURS,
+    "fashion_subvp": Preset(replace(_TEN_MINUTES.config, sde="subvp"), _TEN_MINUTES.training, "the sub-VP SDE"),
+    "fashion_ve": Preset(replace(_TEN_MINUTES.config, sde="ve"), _TEN_MINUTES.training, "the VE SDE"),
     "cifar10": _theirs(DDPMPP, 1_300_000),
     "cifar10_deep": _theirs(DDPMPP_DEEP, 950_000),
     "cifar10_subvp": _theirs(DDPMPP, 1_300_000, sde="subvp"),

@@ -43,7 +43,4 @@ class UniPC(ddpm.DDPM):
         return unipc.UniPC(self.config.steps, times.log_snr, order=order, bh=BENDS[self.config.bend])
 
 
-PRESETS: dict[str, Preset] = {
-    name: Preset(Config(**{**vars(preset.config), "steps": 10}), preset.training, preset.note)
-    for name, preset in ddim.PRESETS.items()
-}
+PRESETS: dict[str, Preset] = {name: ddim.derived(Config, preset, steps=10) for name, preset in ddim.PRESETS.items()}
