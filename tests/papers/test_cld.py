@@ -19,25 +19,14 @@ from sfumato.core.random import Seeds
 from sfumato.errors import UserError
 from sfumato.networks import UNetConfig
 from sfumato.papers.cld import CLD, PRESETS, Config, Process
-from sfumato.recipe import Ask, At, Training, outline
+from sfumato.recipe import Ask, Training, outline
 from sfumato.samplers.adaptive import ODE45
 from sfumato.samplers.sde import SSCS, EulerMaruyama, quadratic_striding, striding
+from tests.papers.tools import at, loud
 
 OFFICIAL = json.loads((Path(__file__).parent.parent / "reference" / "cld.json").read_text())
 SMALL = UNetConfig(widths=(16, 32), blocks=1, attention=(1,), groups=8)
 NAMES = ("a", "b")
-
-
-def at(positions, seed=0):
-    return At(0, 0, 10, "model", Seeds.at(seed, positions, "loss"))
-
-
-def loud(recipe):
-    """Every parameter overwritten: zero-initialised outputs would let any wiring pass."""
-    with torch.no_grad():
-        for i, p in enumerate(recipe.parameters()):
-            p.copy_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
-    return recipe.eval()
 
 
 def tensor(numbers):

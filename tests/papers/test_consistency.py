@@ -19,19 +19,14 @@ from sfumato.networks import UNetConfig
 from sfumato.papers.consistency import PRESETS, Config, Consistency
 from sfumato.papers.edm import EDM
 from sfumato.papers.edm import Config as Teacher
-from sfumato.recipe import Ask, At, Loss, build, config_dict
+from sfumato.recipe import Ask, Loss, build, config_dict
 from sfumato.samplers.consistency import Consistency as Few
 from sfumato.samplers.ode import Heun
 from tests.engine.compare import same
 from tests.engine.toy import Pictures, options, train
-from tests.papers.test_ddpm import NAMES, SMALL, loud
+from tests.papers.tools import LEAST, NAMES, SMALL, Oracle, at, loud
 
 TINY = replace(SMALL, groups=0)
-LEAST = UNetConfig(widths=(16,), blocks=1, attention=(), attend_middle=False, groups=0)
-
-
-def at(positions, step=0, total=10):
-    return At(step, 0, total, "model", Seeds.at(0, positions, "loss"))
 
 
 def recipe_of(classes=(), **config):
@@ -220,14 +215,6 @@ class Flat(Consistency):
 
     def unet(self, **sizes):
         return MLP()
-
-
-class Oracle(nn.Module):
-    """An exact teacher."""
-
-    def __init__(self, denoiser):
-        super().__init__()
-        self.denoiser, self.label = denoiser, None
 
 
 @pytest.mark.parametrize("mode", ["distillation", "training"])

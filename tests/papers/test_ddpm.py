@@ -12,24 +12,10 @@ from sfumato.errors import UserError
 from sfumato.networks import UNetConfig
 from sfumato.papers import ddim, ddpm
 from sfumato.papers.ddpm import DDPM, Config
-from sfumato.recipe import Ask, At, Training, labels_or_spread
+from sfumato.recipe import Ask, Training, labels_or_spread
 from sfumato.samplers.ancestral import DDIM, Ancestral, large, small
 from tests.networks.to_diffusers import twin
-
-SMALL = UNetConfig(widths=(32, 64), blocks=1, attention=(1,), groups=8)
-NAMES = ("a", "b", "c")
-
-
-def at(positions, seed=0):
-    return At(0, 0, 10, "model", Seeds.at(seed, positions, "loss"))
-
-
-def loud(recipe):
-    """Every parameter overwritten: zero-initialised outputs would let any wiring pass."""
-    with torch.no_grad():
-        for i, p in enumerate(recipe.parameters()):
-            p.copy_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
-    return recipe.eval()
+from tests.papers.tools import NAMES, SMALL, at, loud
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "cosine"])

@@ -15,15 +15,9 @@ from sfumato.papers import ddim
 from sfumato.papers.dpm_solver import PRESETS, Config, DPMSolver
 from sfumato.recipe import Ask, At
 from sfumato.samplers.ancestral import DDIM
+from tests.papers.tools import loud
 
 SMALL = UNetConfig(widths=(16, 32), blocks=1, attention=(), groups=8)
-
-
-def loud(recipe):
-    with torch.no_grad():
-        for i, p in enumerate(recipe.parameters()):
-            p.copy_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
-    return recipe.eval()
 
 
 def test_loss_by_hand():

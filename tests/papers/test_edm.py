@@ -15,7 +15,7 @@ from sfumato.errors import UserError
 from sfumato.networks import UNetConfig
 from sfumato.papers.edm import EDM, PRESETS, Config
 from sfumato.recipe import Ask
-from tests.papers.test_ddpm import NAMES, SMALL, at, loud
+from tests.papers.tools import NAMES, SMALL, at, loud
 
 TINY = replace(SMALL, groups=0)
 

@@ -15,21 +15,15 @@ from sfumato.engine import load
 from sfumato.engine.state import begin
 from sfumato.engine.train import fresh, steps
 from sfumato.errors import UserError
-from sfumato.networks import UNetConfig
 from sfumato.papers.flow_matching import PRESETS, Config, FlowMatching
-from sfumato.recipe import Ask, At, Loss
+from sfumato.recipe import Ask, Loss
 from sfumato.samplers.adaptive import ODE45
 from sfumato.samplers.ode import Euler, Heun, share
 from tests.engine.compare import same
 from tests.engine.toy import Pictures, options, train
-from tests.papers.test_ddpm import NAMES, SMALL, loud
+from tests.papers.tools import LEAST, NAMES, SMALL, Oracle, at, loud
 
 TINY = replace(SMALL, groups=0)
-LEAST = UNetConfig(widths=(16,), blocks=1, attention=(), attend_middle=False, groups=0)
-
-
-def at(positions, step=0, total=10):
-    return At(step, 0, total, "model", Seeds.at(0, positions, "loss"))
 
 
 def recipe_of(classes=(), **config):
@@ -175,14 +169,6 @@ class Flat(FlowMatching):
 
     def unet(self, **sizes):
         return MLP()
-
-
-class Oracle(nn.Module):
-    """An exact base."""
-
-    def __init__(self, denoiser):
-        super().__init__()
-        self.denoiser, self.label = denoiser, None
 
 
 def test_reflow_straightens():

@@ -25,25 +25,15 @@ from sfumato.errors import UserError
 from sfumato.networks import UNetConfig
 from sfumato.papers import ddpm
 from sfumato.papers.improved_ddpm import PRESETS, TABLES, Config, ImprovedDDPM
-from sfumato.recipe import Ask, At, Training
+from sfumato.recipe import Ask, Training
 from sfumato.samplers.ancestral import DDIM, Ancestral
 from sfumato.samplers.sampler import State
 from tests.engine.test_distributed import ranks
+from tests.papers.tools import at, loud
 
 OFFICIAL = json.loads((Path(__file__).parent.parent / "reference" / "improved_diffusion.json").read_text())
 SMALL = UNetConfig(widths=(16, 32), blocks=1, attention=(1,), groups=8, scale_shift=True)
 SHAPE = (4, 2, 3, 3)
-
-
-def at(positions, seed=0):
-    return At(0, 0, 10, "model", Seeds.at(seed, positions, "loss"))
-
-
-def loud(recipe):
-    with torch.no_grad():
-        for i, p in enumerate(recipe.parameters()):
-            p.copy_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
-    return recipe.eval()
 
 
 # -- by hand -----------------------------------------------------------------------------------------------------------

@@ -13,21 +13,11 @@ from sfumato.errors import UserError
 from sfumato.networks import UNetConfig
 from sfumato.papers import ddpm
 from sfumato.papers.pndm import METHODS, PNDM, PRESETS, Config
-from sfumato.recipe import Ask, At
+from sfumato.recipe import Ask
 from sfumato.samplers.ancestral import DDIM
+from tests.papers.tools import at, loud
 
 SMALL = UNetConfig(widths=(16, 32), blocks=1, attention=(), groups=8)
-
-
-def loud(recipe):
-    with torch.no_grad():
-        for i, p in enumerate(recipe.parameters()):
-            p.copy_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
-    return recipe.eval()
-
-
-def at(positions):
-    return At(0, 0, 10, "model", Seeds.at(0, positions, "loss"))
 
 
 def test_loss_and_gradient_by_hand():

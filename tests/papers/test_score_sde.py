@@ -14,27 +14,15 @@ from sfumato.core.random import Seeds
 from sfumato.errors import UserError
 from sfumato.networks import UNetConfig
 from sfumato.papers.score_sde import PRESETS, Centred, Config, ScoreSDE
-from sfumato.recipe import Ask, At, Training, outline
+from sfumato.recipe import Ask, Training, outline
 from sfumato.samplers.ancestral import DDIM, Ancestral, large
 from sfumato.samplers.langevin import PredictorCorrector, langevin_of_batch
 from sfumato.samplers.sampler import State
 from sfumato.samplers.sde import EulerMaruyama, ReverseDiffusion
+from tests.papers.tools import SMALL, at, loud
 
 OFFICIAL = json.loads((Path(__file__).parent.parent / "reference" / "score_sde.json").read_text())
-SMALL = UNetConfig(widths=(32, 64), blocks=1, attention=(1,), groups=8)
 SDES = ("vp", "subvp", "ve")
-
-
-def at(positions, seed=0):
-    return At(0, 0, 10, "model", Seeds.at(seed, positions, "loss"))
-
-
-def loud(recipe):
-    """Every parameter overwritten: zero-initialised outputs would let any wiring pass."""
-    with torch.no_grad():
-        for i, p in enumerate(recipe.parameters()):
-            p.copy_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
-    return recipe.eval()
 
 
 def tensor(numbers):
