@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,7 +90,7 @@ def read_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
         if text.get("format") != FORMAT or list(file.keys()) != ["latents"]:
             raise other
         part = file.get_slice("latents")
-        if part.get_dtype() != "F32" or not 2 <= len(part.get_shape()) <= 5 or not 0 < _count(part) <= MOST:
+        if part.get_dtype() != "F32" or not 2 <= len(part.get_shape()) <= 5 or not 0 < prod(part.get_shape()) <= MOST:
             raise other
         latents = file.get_tensor("latents").clone()
     about: dict[str, Any] = {}
@@ -99,13 +100,6 @@ def read_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
     if not strings or not torch.isfinite(latents).all():
         raise Damaged(f"'{path.name}' is damaged: encode the pictures again.")
     return latents, about
-
-
-def _count(part: Any) -> int:
-    total = 1
-    for side in part.get_shape():
-        total *= side
-    return total
 
 
 def _refuse_others(shop: Workshop, about: dict[str, Any], path: Path) -> None:

@@ -19,9 +19,9 @@ from sfumato.cli.parse import option, parse
 from sfumato.cli.pictures import Given, read, read_mask
 from sfumato.cli.progress import Progress
 from sfumato.cli.request import Chunk, Request
-from sfumato.cli.samplers import SAMPLERS, SPACINGS
+from sfumato.cli.samplers import SAMPLERS, SPACINGS, walk_of
 from sfumato.cli.show import amount, duration, printable
-from sfumato.cli.workshop import Edited, Workshop, labels_of, told, walk_of, walked
+from sfumato.cli.workshop import Edited, Workshop, labels_of, told, walked
 from sfumato.core.random import Seeds
 from sfumato.data.pictures import grid, save_png, to_uint8
 from sfumato.errors import UserError

@@ -19,9 +19,9 @@ from sfumato.cli.pictures import read_all
 from sfumato.cli.progress import Progress
 from sfumato.cli.request import Chunk, Request
 from sfumato.cli.runs import model_hash, writable
-from sfumato.cli.samplers import facts, in_steps
+from sfumato.cli.samplers import facts, in_steps, walk_of
 from sfumato.cli.show import amount, duration, printable
-from sfumato.cli.workshop import Edited, Workshop, labels_of, told, walk_of, walked
+from sfumato.cli.workshop import Edited, Workshop, labels_of, told, walked
 from sfumato.core.random import Seeds
 from sfumato.engine.files import TEMPORARY, write_bytes
 from sfumato.errors import UserError

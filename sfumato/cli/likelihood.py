@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -21,7 +20,7 @@ from sfumato.cli.bits import Found, joined, told
 from sfumato.cli.parse import nearest, option, parse
 from sfumato.cli.plan import COLOURS
 from sfumato.cli.progress import Progress
-from sfumato.cli.request import refuse_numbers
+from sfumato.cli.request import batch_of, refuse_numbers
 from sfumato.cli.runs import find_run, free_folder, opened, writable
 from sfumato.cli.samplers import own_sampler, refuse_jumps
 from sfumato.cli.show import Rows, amount, duration, rows, table
@@ -183,7 +182,7 @@ class Meter:
 
     @property
     def batch(self) -> int:
-        return min(self.flags.batch or max(1, min(64, AT_ONCE // prod(self.data.shape[1:]))), len(self.data))
+        return batch_of(self.flags.batch, len(self.data), self.data.shape[1:], AT_ONCE)
 
     def measured(self) -> Found:
         """What was asked for, of every picture."""

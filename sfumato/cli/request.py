@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import Any, Literal, NamedTuple
 
+from sfumato.cli.parse import nearest
 from sfumato.cli.samplers import chosen
 from sfumato.data.pictures import Settings
 from sfumato.engine.run import THREADS
@@ -13,7 +15,7 @@ from sfumato.errors import UserError
 from sfumato.recipe import config_from
 from sfumato.samplers.sampler import Sampler
 
-__all__ = ["Chunk", "Request", "from_settings", "refuse_numbers"]
+__all__ = ["Chunk", "Request", "batch_of", "from_settings", "names_of", "refuse_labels", "refuse_numbers"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,32 @@ class Request:
             seed=self.seed + (i or 0),
             size=size,
             request=plain,
+        )
+
+
+AT_ONCE = 1 << 16  # pixels of a batch, at most 64 pictures: some hundred MB of activations
+
+
+def batch_of(asked: int | None, n: int, space: Sequence[int], most: int = AT_ONCE) -> int:
+    """How many of n pictures are worked on at once: as asked, or by their size."""
+    return min(asked or max(1, min(64, most // prod(space))), n)
+
+
+def names_of(text: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes that were typed. A name may contain a comma if it is the only one."""
+    return (text,) if text in classes else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def refuse_labels(names: Sequence[str], guidance: float, classes: Sequence[str]) -> None:
+    """Raises UserError for a class that the run does not know, and for classes and guidance where it knows none."""
+    for name in names if classes else ():
+        if name not in classes:
+            shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+            raise UserError(f"this run knows no class '{name}':{nearest(name, list(classes))} Choose from {shown}.")
+    if not classes and (names or guidance != 1.0):
+        raise UserError(
+            f"this run knows no classes, so --{'label' if names else 'guidance'} means nothing to "
+            "it: train with --labels folder (or a column), or leave it out."
         )
 
 

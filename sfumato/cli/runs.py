@@ -45,6 +45,11 @@ def described(run: Path) -> dict[str, Any]:
     return facts
 
 
+def name_of(config: dict[str, Any]) -> str:
+    """What a run's model is called: its paper and preset."""
+    return "-".join(filter(None, (config["paper"], str(config.get("preset") or ""))))
+
+
 def opened(run: Path, device: torch.device) -> Recipe:
     """The averaged model of a run. Raises UserError that says where a whole one is."""
     try:

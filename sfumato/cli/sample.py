@@ -13,12 +13,12 @@ import torch
 from tyro.conf import Positional
 
 from sfumato.cli.flags import pixels
-from sfumato.cli.parse import nearest, option, parse
+from sfumato.cli.parse import option, parse
 from sfumato.cli.plan import memory_of
 from sfumato.cli.progress import Progress
-from sfumato.cli.request import Request, from_settings, refuse_numbers
-from sfumato.cli.runs import described, done, find_run, free_folder, model_hash, opened, writable
-from sfumato.cli.samplers import SAMPLERS, SPACINGS, chosen, facts, length, own_sampler
+from sfumato.cli.request import Request, batch_of, from_settings, names_of, refuse_labels, refuse_numbers
+from sfumato.cli.runs import described, done, find_run, free_folder, model_hash, name_of, opened, writable
+from sfumato.cli.samplers import SAMPLERS, SPACINGS, chosen, length, own_sampler, walk_of
 from sfumato.cli.show import size
 from sfumato.cli.studio import Studio
 from sfumato.data.pictures import read_settings
@@ -29,7 +29,6 @@ from sfumato.recipe import Recipe
 
 __all__ = ["run"]
 
-AT_ONCE = 1 << 16  # pixels of a batch, at most 64 pictures: some hundred MB of activations
 EXAMPLES = """\
 examples
   sfumato sample runs/photos                            64 pictures and a grid
@@ -77,8 +76,7 @@ def run(args: list[str]) -> int:
     recipe = opened(home, choose_device(flags.device))
     request = _request(flags, recipe, home)
     out = writable(flags.out or free_folder(home / "pictures"))
-    name = "-".join(filter(None, (config["paper"], str(config.get("preset") or ""))))
-    studio = Studio(recipe, request, out, name, model_hash(home), metadata=not flags.no_metadata)
+    studio = Studio(recipe, request, out, name_of(config), model_hash(home), metadata=not flags.no_metadata)
     try:
         _doubt(studio.work(strip=flags.strip), config, home)
     except ArithmeticError as error:
@@ -125,11 +123,11 @@ def _request(flags: Sample, recipe: Recipe, home: Path) -> Request:
     given: dict[str, Any] = {
         name: getattr(flags, name) for name in ("seed", "n", "guidance", "precision", "batch", "threads")
     }
-    given |= {"size": _size(flags.size), "labels": _labels(flags.label, classes) or None}
+    given |= {"size": _size(flags.size), "labels": names_of(flags.label, classes) or None}
     request = replace(base, **{name: value for name, value in given.items() if value is not None})
-    _refuse_labels(request, classes)
+    refuse_labels(request.labels, request.guidance, classes)
     shape = (request.size or tuple(recipe.config.shape[:0:-1]))[::-1]
-    batch = min(request.batch or max(1, min(64, AT_ONCE // prod(shape))), request.n)
+    batch = batch_of(request.batch, request.n, shape)
     _refuse_large(batch * recipe.config.shape[0] * prod(shape), next(recipe.parameters()).device)
     return _walked(replace(request, batch=batch), flags, recipe)
 
@@ -144,18 +142,6 @@ def _refuse_large(numbers: int, device: torch.device) -> None:
         )
 
 
-def _refuse_labels(request: Request, classes: tuple[str, ...]) -> None:
-    for name in request.labels if classes else ():
-        if name not in classes:
-            shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-            raise UserError(f"this run knows no class '{name}':{nearest(name, classes)} Choose from {shown}.")
-    if not classes and (request.labels or request.guidance != 1.0):
-        raise UserError(
-            f"this run knows no classes, so --{'label' if request.labels else 'guidance'} means nothing to "
-            "it: train with --labels folder (or a column), or leave it out."
-        )
-
-
 def _walked(request: Request, flags: Sample, recipe: Recipe) -> Request:
     """The request with every field of its sampler filled in."""
     own = own_sampler(recipe)
@@ -165,9 +151,7 @@ def _walked(request: Request, flags: Sample, recipe: Recipe) -> Request:
         own = request.walk(own)
     sampler = chosen(own, flags.sampler, steps=flags.steps, spacing=flags.spacing, eta=flags.eta)
     length(sampler, recipe)
-    told = facts(sampler)
-    walk: dict[str, Any] = {name: told.get(name) for name in ("sampler", "steps", "spacing", "eta", "variance")}
-    return replace(request, **walk)
+    return replace(request, **walk_of(sampler))
 
 
 def _liked(picture: Path, home: Path) -> Request:
@@ -183,8 +167,3 @@ def _liked(picture: Path, home: Path) -> Request:
 def _size(text: str) -> tuple[int, int] | None:
     wanted = pixels(text)
     return (wanted, wanted) if isinstance(wanted, int) else wanted
-
-
-def _labels(text: str, classes: Sequence[str]) -> tuple[str, ...]:
-    """The classes that were typed. A name may contain a comma if it is the only one."""
-    return (text,) if text in classes else tuple(name.strip() for name in text.split(",") if name.strip())

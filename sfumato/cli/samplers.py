@@ -25,7 +25,18 @@ from sfumato.samplers.sampler import Sampler
 from sfumato.samplers.sde import SSCS, EulerMaruyama, quadratic_striding, striding
 from sfumato.samplers.unipc import UniPC
 
-__all__ = ["SAMPLERS", "SPACINGS", "VARIANCES", "chosen", "facts", "in_steps", "length", "own_sampler", "refuse_jumps"]
+__all__ = [
+    "SAMPLERS",
+    "SPACINGS",
+    "VARIANCES",
+    "chosen",
+    "facts",
+    "in_steps",
+    "length",
+    "own_sampler",
+    "refuse_jumps",
+    "walk_of",
+]
 
 SAMPLERS: dict[str, Sampler] = {
     "auto": Auto(),
@@ -144,6 +155,11 @@ def facts(sampler: Sampler) -> dict[str, Any]:
         "sampler": names.get(type(sampler), type(sampler).__name__.lower()),
         **{name: getattr(value, "__name__", value) for name, value in fields.items()},
     }
+
+
+def walk_of(sampler: Sampler) -> dict[str, Any]:
+    """The fields of a request that say how it walks; None: the sampler has no such field."""
+    return {name: facts(sampler).get(name) for name in ("sampler", *WALK)}
 
 
 def refuse_jumps(recipe: Recipe, what: str) -> None:

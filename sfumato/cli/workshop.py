@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfumato.cli.parse import nearest
 from sfumato.cli.progress import Progress
-from sfumato.cli.request import Chunk, Request, refuse_numbers
-from sfumato.cli.runs import described, find_run, free_folder, model_hash, opened, writable
-from sfumato.cli.samplers import chosen, facts, length
+from sfumato.cli.request import Chunk, Request, batch_of, names_of, refuse_labels, refuse_numbers
+from sfumato.cli.runs import described, find_run, free_folder, model_hash, name_of, opened, writable
+from sfumato.cli.samplers import chosen, length
 from sfumato.core.random import Seeds
 from sfumato.data.pictures import Settings
 from sfumato.engine.plan import choose_device, choose_threads, using_threads
@@ -25,9 +23,8 @@ from sfumato.pixels import Pixels
 from sfumato.recipe import Ask
 from sfumato.samplers.sampler import Sampler
 
-__all__ = ["Edited", "Make", "Workshop", "labels_of", "told", "walk_of", "walked"]
+__all__ = ["Edited", "Make", "Workshop", "labels_of", "told", "walked"]
 
-AT_ONCE = 1 << 16  # pixels of a batch, at most 64 pictures
 Show = Callable[[int, int], object]
 Make = Callable[[Ask, Chunk, Show], Tensor]  # a batch: (chunk.size, C, ...)
 
@@ -64,7 +61,7 @@ class Workshop:
 
     @property
     def name(self) -> str:
-        return "-".join(filter(None, (self.config["paper"], str(self.config.get("preset") or ""))))
+        return name_of(self.config)
 
     @property
     def device(self) -> torch.device:
@@ -88,7 +85,7 @@ class Workshop:
             raise
 
     def batch(self, asked: int | None, n: int) -> int:
-        return min(asked or max(1, min(64, AT_ONCE // prod(self.recipe.config.shape[1:]))), n)
+        return batch_of(asked, n, self.recipe.config.shape[1:])
 
     def ask(self, request: Request, chunk: Chunk, sampler: Sampler) -> Ask:
         """A batch of the request. Without labels nothing is told."""
@@ -126,12 +123,6 @@ class Workshop:
         return request.settings(i, model=self.name, digest=model_hash(self.home), label=label, size=size)
 
 
-def walk_of(sampler: Sampler) -> dict[str, Any]:
-    """The fields of a request that say how it walks."""
-    told = facts(sampler)
-    return {name: told.get(name) for name in ("sampler", "steps", "spacing", "eta", "variance")}
-
-
 def walked(shop: Workshop, own: Sampler, flags: Any) -> Sampler:
     """The sampler with what was asked for. Raises UserError where the run's process has no such walk."""
     asked = {name: getattr(flags, name, None) for name in ("steps", "spacing", "eta")}
@@ -143,15 +134,8 @@ def walked(shop: Workshop, own: Sampler, flags: Any) -> Sampler:
 
 def labels_of(shop: Workshop, text: str, guidance: float = 1.0) -> tuple[str, ...]:
     """The classes that were typed. Raises UserError for one that the run does not know."""
-    names = (text,) if text in shop.classes else tuple(name.strip() for name in text.split(",") if name.strip())
-    if not shop.classes and (names or guidance != 1.0):
-        raise UserError(
-            f"this run knows no classes, so --{'label' if names else 'guidance'} means nothing to it: leave it out."
-        )
-    for name in names:
-        if name not in shop.classes:
-            shown = ", ".join(shop.classes[:12]) + (", ..." if len(shop.classes) > 12 else "")
-            raise UserError(f"this run knows no class '{name}':{nearest(name, shop.classes)} Choose from {shown}.")
+    names = names_of(text, shop.classes)
+    refuse_labels(names, guidance, shop.classes)
     if guidance != 1.0 and not names:
         raise UserError("--guidance makes a class stronger: say which with --label NAME.")
     return names
