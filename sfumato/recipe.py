@@ -171,6 +171,13 @@ class Recipe(nn.Module, ABC):
         shared = {"shape", "classes", "network"} & {f.name for f in dataclasses.fields(config)}
         return dataclasses.replace(config, **{name: getattr(base, name) for name in shared if hasattr(base, name)})
 
+    @classmethod
+    def apart(cls, config: Any, base: Any) -> str:
+        """The first field of `config` that is not as `upon` would have it: no model for that base. "": none."""
+        same = cls.upon(config, base)
+        names = (field.name for field in dataclasses.fields(config))
+        return next((name for name in names if getattr(config, name) != getattr(same, name)), "")
+
     def adopt(self, base: Recipe) -> None:
         """Take what is needed of a base: copies of its weights, before the first step."""
         raise NotImplementedError

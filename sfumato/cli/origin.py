@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 from sfumato.cli.choose import pick_preset
@@ -104,13 +104,12 @@ def refuse_without_base(found: Paper, config: Any, start: Origin) -> None:
 
 def _refuse_apart(found: Paper, config: Any, start: Origin) -> None:
     """Raises UserError for a model that is not of its base's shape, classes, network, ..."""
-    same = found.recipe.upon(config, start.base)
-    for field in fields(config):
-        ours, theirs = getattr(config, field.name), getattr(same, field.name)
-        if ours != theirs:
-            values = "" if is_dataclass(ours) else f", {_shown(theirs)}, and not {_shown(ours)}"
-            ask = ASKED.get(field.name, f"leave out --config.{field.name}")
-            raise UserError(f"the {field.name} must be that of the run with --from{values}: {ask}.")
+    if not (name := found.recipe.apart(config, start.base)):
+        return
+    ours, theirs = getattr(config, name), getattr(found.recipe.upon(config, start.base), name)
+    values = "" if is_dataclass(ours) else f", {_shown(theirs)}, and not {_shown(ours)}"
+    ask = ASKED.get(name, f"leave out --config.{name}")
+    raise UserError(f"the {name} must be that of the run with --from{values}: {ask}.")
 
 
 ASKED = {"shape": "leave out --size and --channels", "classes": "give the data and --labels that it had"}

@@ -372,10 +372,9 @@ def begin(recipe: Recipe, path: Path | None) -> str:
 
 
 def _base(recipe: Recipe, path: Path) -> Recipe:
-    """The model of a run, made for the same pictures. Raises UserError."""
+    """The model of a run, one that the recipe was made upon. Raises UserError."""
     base = load(path, verify=True)
-    for name in ("shape", "classes"):
-        theirs, ours = getattr(base.config, name, ()), getattr(recipe.config, name, ())
-        if theirs != ours:
-            raise UserError(f"{path} was trained on pictures of {name} {theirs}, and this run has {ours}.")
+    if name := recipe.apart(recipe.config, base.config):
+        ours, theirs = getattr(recipe.config, name), getattr(recipe.upon(recipe.config, base.config), name)
+        raise UserError(f"This cannot be trained upon {path}: its {name} must be {theirs}, and not {ours}.")
     return base

@@ -1,7 +1,7 @@
 """Denoising Diffusion Implicit Models. Song, Meng, Ermon 2021. arXiv:2010.02502.
 
-DDPM's model and training, sampled by a shorter and by default deterministic path (eq. 12), which also encodes a
-picture into the noise that makes it.
+DDPM's model and training, sampled by a shorter and by default deterministic path (eq. 12), which walked backwards
+encodes a picture into the noise that makes it (`sfumato.encode`).
 
 Departs from the paper: the presets tiny, letters, fashion, small and base are DDPM's of that name, clipped and in equal
 steps of t; the others follow the authors' code.
@@ -12,17 +12,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sfumato.core import times
-from sfumato.core.denoiser import Denoiser
 from sfumato.core.random import Seeds
 from sfumato.core.schedules import Discrete
 from sfumato.networks.config import HO_CELEBA
 from sfumato.papers import ddpm
 from sfumato.papers.ddpm import Config
-from sfumato.recipe import Ask, Preset, labels_or_spread
+from sfumato.recipe import Preset
 from sfumato.samplers.ancestral import DDIM as Implicit
 from sfumato.samplers.sampler import Sampler
 
@@ -54,7 +52,7 @@ PRESETS: dict[str, Preset] = {
 
 
 class DDIM(ddpm.DDPM):
-    """DDPM that samples in 50 deterministic steps and encodes pictures."""
+    """DDPM that samples in 50 deterministic steps."""
 
     def draw(self, rng: Seeds) -> Tensor:
         """Antithetic entries of a table (the DDIM code); elsewhere as DDPM."""
@@ -64,15 +62,3 @@ class DDIM(ddpm.DDPM):
     def sampler(self) -> Sampler:
         """Eta 0 on the code's "uniform" subsequence of a table; elsewhere in equal steps."""
         return Implicit(50, times.leading if isinstance(self.denoiser.process, Discrete) else times.uniform)
-
-    @torch.no_grad()
-    def encode(self, x0: Tensor, ask: Ask = Ask(), *, steps: int = 200) -> Tensor:
-        """The noise x_1 (B, C, *S) that eta 0 turns back into x0 in [-1, 1], up to O(1 / steps).
-
-        Labels are those of `ask`, by default class 0; guidance and clipping are off, since neither can be undone.
-        """
-        denoiser: Denoiser = self.denoiser
-        if self.label is not None:
-            labels = labels_or_spread(replace(ask, n=len(x0)), len(self.config.classes), [0] * len(x0))
-            denoiser = self.denoiser.given(self.label(torch.tensor(labels, device=x0.device)))
-        return Implicit(steps, times.uniform)(denoiser, x0, start=0.0, end=1.0)

@@ -186,6 +186,15 @@ def test_runs_resume_exactly_and_end_without_scaffold(tmp_path):
         final.loss({"image": torch.zeros(1, 1, 8, 8)}, at(range(1)))
 
 
+def test_a_model_that_was_not_made_upon_its_teacher_is_refused(tmp_path):
+    teacher = Teacher((1, 8, 8), network=LEAST, data_std=0.3)
+    train(fresh("edm", teacher, 0), options(tmp_path / "edm", steps=1), data=Pictures(shape=(1, 8, 8)))
+    config = Consistency.upon(Config(), teacher)
+    assert config.data_std == 0.3 and Consistency.apart(config, teacher) == ""
+    with pytest.raises(UserError, match=r"its data_std must be 0\.3, and not 0\.5"):
+        begin(fresh("consistency", replace(config, data_std=0.5), 0), tmp_path / "edm")
+
+
 def test_fine_tuning_begins_with_a_target_that_is_the_model(tmp_path):
     data = Pictures(shape=(1, 8, 8))
     config = Config(shape=(1, 8, 8), network=LEAST, mode="training")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+import sfumato
 from sfumato.core import parametrisation, times
 from sfumato.core.random import Seeds
 from sfumato.errors import UserError
@@ -114,7 +115,7 @@ def test_ddim_encodes_and_decodes(clip):
     x0, ask = 0.8 * Seeds(1).normal((2, 1, 8, 8)).clamp(-1, 1), Ask(2, labels=(2,))
     errors = []
     for steps in (50, 100, 200):
-        x1 = recipe.encode(x0, ask, steps=steps)
+        x1 = sfumato.encode(recipe, (x0 + 1) / 2, replace(ask, sampler=DDIM(steps, times.uniform)))
         denoiser = recipe.denoiser.given(recipe.label(torch.tensor([2, 2])))
         errors.append(float((DDIM(steps)(denoiser, x1) - x0).abs().max()))
     assert errors[2] < 0.6 * errors[1] < 0.4 * errors[0] + 1e-3, errors
