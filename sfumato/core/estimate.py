@@ -55,9 +55,9 @@ class Estimate:
 
     score = -eps / sigma;  v = alpha eps - sigma x0 (Salimans & Ho 2022);  velocity = alpha' x0 + sigma' eps, dx/dt of
     the probability flow. `nu` is the interpolation weight of a learned variance (iDDPM eq. 15), if the network gave
-    one."""
+    one. `pull` is the score that `tilt` added to `bare`, in x0 and eps already."""
 
-    __slots__ = ("_a", "_b", "_eps", "_x0", "_xt", "nu", "point", "process", "row_eps", "row_x0")
+    __slots__ = ("_a", "_b", "_bare", "_eps", "_x0", "_xt", "nu", "point", "process", "pull", "row_eps", "row_x0")
 
     def __init__(
         self,
@@ -75,6 +75,8 @@ class Estimate:
         self._xt, self.nu = xt, nu
         self._x0: Tensor | None = None
         self._eps: Tensor | None = None
+        self._bare: Estimate | None = None
+        self.pull: Tensor | None = None
 
     @classmethod
     def exact(cls, process: Affine, point: Point, x0: Tensor, eps: Tensor) -> Estimate:
@@ -154,6 +156,19 @@ class Estimate:
         other = self.from_eps(self.process, self.point, self.xt, eps)
         other.nu = self.nu
         return other
+
+    def tilt(self, pull: Tensor) -> Estimate:
+        """The same x_t with `pull` (B, C, *S) added to the score: eps falls by sigma times it, x0 rises by sigma^2 /
+        alpha times it."""
+        sigma = like(self.point.sigma, pull)
+        other = self.with_eps(self.eps - sigma * pull)
+        other._bare, other.pull = self.bare, pull if self.pull is None else self.pull + pull
+        return other
+
+    @property
+    def bare(self) -> Estimate:
+        """The estimate before every `tilt`."""
+        return self._bare or self
 
     def part(self, k: int, xt: Tensor) -> Estimate:
         """The k-th share of a batch of several copies of x_t at one t. All shares keep the very x_t they are given."""

@@ -13,7 +13,9 @@ from sfumato.core.estimate import Estimate, Scalar, like
 from sfumato.core.phase import PhasePoint, halves
 from sfumato.core.process import Point, Process
 
-__all__ = ["Guided", "classifier_free", "clip", "project", "reconstruct"]
+__all__ = ["Guided", "classifier_free", "clip", "project", "reconstruct", "tilt"]
+
+LogProb = Callable[[Tensor, Point], Tensor]  # (x_t (B, C, *S), t) -> (B,) nats, differentiable
 
 
 class Guided:
@@ -41,15 +43,26 @@ def classifier_free(
     low, high = interval or (0.0, 1.0)
 
     def guided(xt: Tensor, t: Point) -> Estimate:
-        if isinstance(t.t, Tensor):
-            if not bool(((t.t >= low) & (t.t <= high)).all()):
-                raise ValueError("a guidance interval needs one t for the whole batch")
-        elif not low <= t.t <= high:
+        if not _within(t, low, high):
             return strong(xt, t)
         s, w = _both(strong, weak, xt, t)
         return s.lerp(w, 1.0 - scale)
 
     return Guided(strong.process, guided)
+
+
+def _blind(t: Point) -> bool:
+    """Whether x_t is data itself, whose score is not asked for, or says nothing of it."""
+    return any(not isinstance(c, Tensor) and c == 0.0 for c in (t.alpha, t.sigma))
+
+
+def _within(t: Point, low: float, high: float) -> bool:
+    """Whether guidance acts at t."""
+    if not isinstance(t.t, Tensor):
+        return low <= t.t <= high
+    if not bool(((t.t >= low) & (t.t <= high)).all()):
+        raise ValueError("a guidance interval needs one t for the whole batch")
+    return True
 
 
 def _both(strong: Denoiser, weak: Denoiser, xt: Tensor, t: Point) -> tuple[Estimate, Estimate]:
@@ -62,6 +75,33 @@ def _both(strong: Denoiser, weak: Denoiser, xt: Tensor, t: Point) -> tuple[Estim
         return strong(xt, t), weak(xt, t)
     both = strong.denoiser(torch.cat([xt, xt]), t, Cond.cat(strong.cond, weak.cond))
     return both.part(0, xt), both.part(1, xt)
+
+
+def tilt(
+    denoiser: Denoiser, log_prob: LogProb, scale: float = 1.0, *, interval: tuple[float, float] | None = None
+) -> Denoiser:
+    """score + scale grad log p(y | x_t): what a classifier of noised pictures knows (Dhariwal & Nichol 2021,
+    arXiv:2105.05233, algorithm 2 for every view and sampler; Song et al. 2021, arXiv:2011.13456, eq. 14), or the log
+    ratio of a discriminator (Kim et al. 2022, arXiv:2211.17091, eq. 6).
+
+    With the true p(y | x_t) and scale 1 samples are of the posterior. The denoiser is called as before, and costs
+    nothing more; `log_prob` is differentiated at x_t, once a call. A clipped denoiser stays clipped within, and what is
+    added is not clipped again: that is the official code's order. In phase space the momentum is pulled."""
+    if scale == 0.0:
+        return denoiser
+    low, high = interval or (0.0, 1.0)
+
+    def tilted(xt: Tensor, t: Point) -> Estimate:
+        guess = denoiser(xt, t)
+        if _blind(t) or not _within(t, low, high):
+            return guess
+        with torch.enable_grad():
+            x = xt.detach().requires_grad_()
+            (pull,) = torch.autograd.grad(log_prob(x, t).sum(), x)
+        pull = halves(pull)[1] if isinstance(t, PhasePoint) else pull
+        return guess.tilt(pull if scale == 1.0 else pull * scale)
+
+    return Guided(denoiser.process, tilted)
 
 
 def project(denoiser: Denoiser, f: Callable[[Tensor], Tensor]) -> Denoiser:

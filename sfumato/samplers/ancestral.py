@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from sfumato.core.denoiser import Denoiser
-from sfumato.core.estimate import Estimate
+from sfumato.core.estimate import Estimate, Scalar, like
 from sfumato.core.posterior import Variance, eps_weight, large, learned, small
 from sfumato.core.process import Point
 from sfumato.core.random import Seeds
 from sfumato.samplers.sampler import Sampler, State, noised
 
-__all__ = ["DDIM", "Ancestral", "large", "learned", "small"]
+__all__ = ["DDIM", "Ancestral", "large", "learned", "mean", "score", "small"]
+
+Guide = Callable[[Estimate, Point, Scalar], Tensor]  # (guess, s, variance) -> the mean of x_s
+
+
+def score(guess: Estimate, s: Point, variance: Scalar) -> Tensor:
+    """The posterior's mean with whatever tilts the score in x0 and eps: exact in the limit of small steps."""
+    return guess.mix(s.alpha, eps_weight(guess.point, s))
+
+
+def mean(guess: Estimate, s: Point, variance: Scalar) -> Tensor:
+    """The mean of the guess without its tilts, and variance x pull (Dhariwal & Nichol 2021, algorithm 1; the gradient
+    at x_t, as in the code): the same to first order in the step."""
+    bare, pull = score(guess.bare, s, variance), guess.pull
+    return bare if pull is None else bare + like(variance, pull) * pull
 
 
 @dataclass(frozen=True)
@@ -19,21 +36,23 @@ class Ancestral(Sampler):
     """Draw x_s from the posterior q(x_s | x_t, x0) with the guessed x0 (Ho et al. 2020, algorithm 2, any t -> s).
 
     x_s = alpha_s x0 + c eps + sqrt(variance(t, s, nu)) z; the step to t = 0 returns x0 itself, without noise. With
-    `learned` the variance is the network's (Nichol & Dhariwal 2021, eq. 15).
+    `learned` the variance is the network's (Nichol & Dhariwal 2021, eq. 15). `guide` says how a tilted score enters;
+    with `mean` it enters the step to t = 0 with the variance `least`, as in the official code, where that is the
+    posterior's of the step before.
     """
 
     steps: int = 1000
     variance: Variance = small
+    guide: Guide = score
+    least: float = 0.0
 
     stochastic = True
 
     def step(self, denoiser: Denoiser, state: State, s: Point, rng: Seeds | None) -> State:
         guess: Estimate = denoiser(state.x, state.point)
-        t = guess.point
-        if s.sigma == 0.0:
-            return State(guess.mix(s.alpha, 0.0), s, guess)
-        mean = guess.mix(s.alpha, eps_weight(t, s))
-        return State(noised(mean, self.variance(t, s, guess.nu), rng), s, guess)
+        variance = self.variance(guess.point, s, guess.nu, self.least)
+        centre = self.guide(guess, s, variance)
+        return State(centre if s.sigma == 0.0 else noised(centre, variance, rng), s, guess)
 
 
 @dataclass(frozen=True)
