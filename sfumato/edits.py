@@ -331,20 +331,14 @@ def _values(model: Pixels, pictures: Tensor) -> Tensor:
 
 def _told(model: Pixels, ask: Ask) -> Denoiser:
     """The denoiser with the classes of `ask`, or with none. Raises UserError."""
-    if model.label is None:
-        if ask.labels is not None or ask.guidance != 1.0:
-            raise UserError("This model was trained without labels: leave out labels and guidance.")
-        return model.denoiser
-    null = model.denoiser.given(model.label.null(ask.n))
-    if ask.labels is None:
-        if ask.guidance != 1.0:
-            raise UserError("guidance makes a class stronger: say which, with a label.")
-        if model.config.drop == 0.0:
-            raise UserError("this run was never without a class in training: say which, with a label.")
-        return null
-    labels = labels_or_spread(ask, len(model.config.classes), [])
-    told = model.label(torch.tensor(labels, device=_device(model)))
-    return guidance.classifier_free(model.denoiser.given(told), null, ask.guidance)
+    classes = len(model.config.classes)
+    if model.label is None or ask.labels is not None:
+        return model.towards(ask, torch.tensor(labels_or_spread(ask, classes, [])) if model.label else None)
+    if ask.guidance != 1.0:
+        raise UserError("guidance makes a class stronger: say which, with a label.")
+    if model.config.drop == 0.0:
+        raise UserError("this run was never without a class in training: say which, with a label.")
+    return model.towards(ask, torch.full((ask.n,), classes))
 
 
 def _walk(model: Pixels, ask: Ask) -> Walk:

@@ -130,16 +130,49 @@ class Pixels(Recipe):
         """What the paper samples with."""
 
     def guided(self, ask: Ask, seeds: list[int]) -> Denoiser:
-        """The denoiser that `ask` wants: told labels, guided, clipped. Raises UserError."""
-        device = next(self.parameters()).device
-        denoiser: Denoiser = self.denoiser
-        if self.label is None and (ask.labels is not None or ask.guidance != 1.0):
-            raise UserError("This model was trained without labels: leave out labels and guidance.")
+        """The denoiser that `ask` wants: told labels, guided, clipped, steered. Raises UserError."""
+        labels = None
         if self.label is not None:
-            labels = torch.tensor(labels_or_spread(ask, len(self.config.classes), seeds), device=device)
-            told, null = self.label(labels), self.label.null(ask.n)
-            denoiser = guidance.classifier_free(self.denoiser.given(told), self.denoiser.given(null), ask.guidance)
-        return guidance.clip(denoiser, *self.value_range) if self.config.clip else denoiser
+            labels = torch.tensor(labels_or_spread(ask, len(self.config.classes), seeds))
+        denoiser = self.towards(ask, labels)
+        denoiser = guidance.clip(denoiser, *self.value_range) if self.config.clip else denoiser
+        return denoiser if ask.steer is None else ask.steer(denoiser)
+
+    def towards(self, ask: Ask, labels: Tensor | None) -> Denoiser:
+        """The denoiser told these labels (n,), and led away from what `ask` says. Raises UserError."""
+        leads = ask.guidance != 1.0
+        if self.label is None and (ask.labels is not None or (leads and ask.weak is None)):
+            raise UserError("This model was trained without labels: leave out labels and guidance.")
+        strong = self._given(labels)
+        if not leads:
+            return strong
+        options: Any = {"interval": ask.interval, "rescale": ask.rescale}
+        return guidance.classifier_free(strong, self._away(ask, labels), ask.guidance, **options)
+
+    def _away(self, ask: Ask, labels: Tensor | None) -> Denoiser:
+        """What guidance leads away from: a weak model, other labels, or none. Raises UserError."""
+        classes = len(self.config.classes)
+        if ask.weak is not None:
+            if not (isinstance(ask.weak, Pixels) and self._like(ask.weak)):
+                raise UserError("the weak model must have this one's process, shape and classes, as a checkpoint has.")
+            return ask.weak._given(labels)
+        if ask.negative is None:
+            return self._given(torch.full((ask.n,), classes))
+        return self._given(torch.tensor(labels_or_spread(replace(ask, labels=ask.negative), classes, [])))
+
+    def _like(self, other: Pixels) -> bool:
+        """Whether both explain the same x_t, of the same labels."""
+        if any(getattr(self.config, name) != getattr(other.config, name) for name in ("shape", "classes")):
+            return False
+        ours, theirs = self.denoiser.process, other.denoiser.process
+        points = [(ours.at(t), theirs.at(t)) for t in (0.1, 0.5, 1.0)]
+        return type(ours) is type(theirs) and all(a.alpha == b.alpha and a.sigma == b.sigma for a, b in points)
+
+    def _given(self, labels: Tensor | None) -> Denoiser:
+        """Told these labels; one past the last class is "not told"."""
+        if self.label is None or labels is None:
+            return self.denoiser
+        return self.denoiser.given(self.label(labels.to(next(self.parameters()).device)))
 
     @torch.no_grad()
     def sample(self, ask: Ask, *, rng: Seeds) -> Iterator[State]:

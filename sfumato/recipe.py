@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Union, cast, get_args, get_origin, 
 import torch
 from torch import Tensor, nn
 
+from sfumato.core.denoiser import Denoiser
 from sfumato.core.random import Seeds
 from sfumato.errors import UserError
 from sfumato.samplers.sampler import Sampler, State
@@ -32,6 +33,7 @@ __all__ = [
     "Paper",
     "Phase",
     "Preset",
+    "Published",
     "Recipe",
     "Training",
     "build",
@@ -42,6 +44,7 @@ __all__ = [
     "paper",
     "papers",
     "reason",
+    "reported",
 ]
 
 
@@ -108,12 +111,42 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Published:
+    """A figure that the authors report of the model a preset makes, and of no other.
+
+    metric   the name at `--metrics` ("fid", "is", "pr.precision"), or "bits": bits per dimension
+    data     what was trained on, and compared with
+    n        samples; None: not said where it was read
+    source   title or table, or the repository, that it was read in
+    sampler  in words; "": the preset's own
+    note     what else it depends on
+    """
+
+    metric: str
+    value: float
+    data: str
+    n: int | None
+    source: str
+    sampler: str = ""
+    note: str = ""
+
+
+def reported(
+    figures: Mapping[str, float], data: str, n: int | None, source: str, *, sampler: str = "", note: str = ""
+) -> tuple[Published, ...]:
+    """Several figures of one model, sampled in one way."""
+    return tuple(Published(metric, value, data, n, source, sampler, note) for metric, value in figures.items())
+
+
+@dataclass(frozen=True)
 class Preset:
-    """A named setting of a paper; `note` says where its numbers come from and what they reached."""
+    """A named setting of a paper; `note` says where its numbers come from, `published` what the authors reached."""
 
     config: Any
     training: Training = field(default_factory=Training)
     note: str = ""
+    published: tuple[Published, ...] = ()
+    stages: Mapping[str, Training] = field(default_factory=dict)  # how its other stages train, where not alike
 
 
 @dataclass(frozen=True)
@@ -123,12 +156,28 @@ class Ask:
     n: int = 16
     labels: tuple[int, ...] | None = None  # one per picture; None: seed mod classes
     guidance: float = 1.0  # 1 is off, everywhere
+    interval: tuple[float, float] | None = None  # of t, where guidance acts; None: everywhere
+    rescale: float = 0.0  # how far guidance's larger deviations are taken back, 0 to 1
+    negative: tuple[int, ...] | None = None  # labels to be guided away from, in place of none at all
+    weak: Recipe | None = None  # a worse model of the kind, told the same, to be guided away from
     sampler: Sampler | None = None  # None: the recipe's own
     size: tuple[int, ...] | None = None  # spatial size; None: the size it was trained at
+    steer: Callable[[Denoiser], Denoiser] | None = None  # what is done, last, to the denoiser: a classifier's tilt
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise UserError(f"Asked for {self.n} pictures: ask for at least 1.")
+        if not abs(self.guidance) < float("inf"):
+            raise UserError(f"guidance is {self.guidance}: it must be a finite number; 1 is off.")
+        low, high = self.interval or (0.0, 1.0)
+        if not 0.0 <= low < high <= 1.0:
+            raise UserError(
+                f"guidance acts from t = {low:g} to {high:g}: give two numbers from 0 to 1, the lower first."
+            )
+        if not 0.0 <= self.rescale <= 1.0:
+            raise UserError(f"rescale is {self.rescale}: it is a share, from 0 to 1.")
+        if self.negative is not None and self.weak is not None:
+            raise UserError("guidance leads away from a negative label or from a weak model: give one of them.")
 
 
 class Recipe(nn.Module, ABC):
@@ -138,6 +187,7 @@ class Recipe(nn.Module, ABC):
     value_range: tuple[float, float] = (-1.0, 1.0)  # of x0; pictures of a batch are in [-1, 1]
     steady: bool = True  # its loss means the same all along, so that the first step's is an untrained model's
     scaffold: tuple[str, ...] = ()  # submodules that only training needs: final/ and `load` leave them out
+    use: str = ""  # of a run that makes no pictures by itself, what it is for, in words; it is not previewed
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from typing import Any
 from sfumato.cli.parse import nearest
 from sfumato.cli.show import amount
 from sfumato.core import times
-from sfumato.core.posterior import Variance, large, learned, small
+from sfumato.core.posterior import Variance, between, large, learned, small
 from sfumato.errors import UserError
 from sfumato.recipe import Recipe
 from sfumato.samplers import pndm
@@ -107,7 +107,7 @@ def chosen(
         "steps": grid.steps if steps is None and isinstance(grid, times.Respacing) else steps,
         "eta": eta,
         "spacing": grid,
-        "variance": _function(VARIANCES, variance, "variance"),
+        "variance": _variance(variance),
     }
     asked = {field: value for field, value in asked.items() if value is not None}
     for field in asked.keys() - _fields(base):
@@ -133,6 +133,15 @@ def _function(table: dict[str, Any], name: str | None, what: str) -> Any:
     if name is not None and name not in table:
         raise UserError(f"there is no {what} '{name}': choose one of {', '.join(table)}.")
     return None if name is None else table[name]
+
+
+def _variance(name: str | None) -> Any:
+    """A variance by its name, or by its share of the larger one."""
+    if name is not None and name not in VARIANCES:
+        with suppress(ValueError):
+            if 0.0 <= (share := float(name)) <= 1.0:
+                return between(share)
+    return _function(VARIANCES, name, "variance")
 
 
 def _spacing(name: str | None) -> Any:

@@ -187,6 +187,17 @@ class Estimate:
             return type(self)(self.process, self.point, self._a, mixed, self.row_x0, self.row_eps, self._xt, self.nu)
         return self.with_x0(torch.lerp(self.x0, other.x0, w))
 
+    def toned(self, like_this: Estimate, share: float) -> Estimate:
+        """The same x_t with the network's answer multiplied, for each example, by 1 + share (std of the other's answer
+        / its own std - 1). Where they are not answers of one network, x0 stands for them."""
+        one = self.row_x0 is like_this.row_x0 and self._a is like_this._a
+        ours, theirs = (self._b, like_this._b) if one else (self.x0, like_this.x0)
+        ratio = theirs.flatten(1).std(1) / ours.flatten(1).std(1)
+        answer = ours * like(1.0 + share * (ratio - 1.0), ours)
+        if not one:
+            return self.with_x0(answer)
+        return type(self)(self.process, self.point, self._a, answer, self.row_x0, self.row_eps, self._xt, self.nu)
+
 
 def reciprocal(c: Scalar) -> Scalar:
     """1 / c, and 0 where c is 0."""

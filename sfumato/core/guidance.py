@@ -13,7 +13,7 @@ from sfumato.core.estimate import Estimate, Scalar, like
 from sfumato.core.phase import PhasePoint, halves
 from sfumato.core.process import Point, Process
 
-__all__ = ["Guided", "classifier_free", "clip", "project", "reconstruct", "tilt"]
+__all__ = ["Guided", "classifier_free", "clip", "project", "reconstruct", "threshold", "tilt"]
 
 LogProb = Callable[[Tensor, Point], Tensor]  # (x_t (B, C, *S), t) -> (B,) nats, differentiable
 
@@ -31,13 +31,20 @@ class Guided:
 
 
 def classifier_free(
-    strong: Denoiser, weak: Denoiser, scale: float, *, interval: tuple[float, float] | None = None
+    strong: Denoiser,
+    weak: Denoiser,
+    scale: float,
+    *,
+    interval: tuple[float, float] | None = None,
+    rescale: float = 0.0,
 ) -> Denoiser:
     """weak + scale (strong - weak), in every view at once (Ho & Salimans 2022, arXiv:2207.12598, eq. 6, scale = 1 + w).
 
-    `weak` may be the null condition, a negative one or a worse model (autoguidance, Karras et al. 2024). Two
-    conditions of one network take one call on a doubled batch. With `interval` = (low, high), guidance acts at low <=
-    t <= high only (Kynkaanniemi et al. 2024, arXiv:2404.07724)."""
+    `weak` may be the null condition, a negative one or a worse model (autoguidance, Karras et al. 2024,
+    arXiv:2406.02507). Two conditions of one network take one call on a doubled batch. With `interval` = (low, high),
+    guidance acts at low <= t <= high only (Kynkaanniemi et al. 2024, arXiv:2404.07724). `rescale` brings the answer's
+    deviation, of each example, by that share back to the strong one's (Lin et al. 2023, arXiv:2305.08891, eqs. 15-16,
+    of what the network gives)."""
     if scale == 1.0:
         return strong
     low, high = interval or (0.0, 1.0)
@@ -46,7 +53,8 @@ def classifier_free(
         if not _within(t, low, high):
             return strong(xt, t)
         s, w = _both(strong, weak, xt, t)
-        return s.lerp(w, 1.0 - scale)
+        guess = s.lerp(w, 1.0 - scale)
+        return guess.toned(s, rescale) if rescale else guess
 
     return Guided(strong.process, guided)
 
@@ -115,6 +123,18 @@ def project(denoiser: Denoiser, f: Callable[[Tensor], Tensor]) -> Denoiser:
         return guess.with_x0(f(guess.x0))
 
     return Guided(denoiser.process, projected)
+
+
+def threshold(denoiser: Denoiser, share: float = 0.995) -> Denoiser:
+    """x0 of each example held in [-c, c] and divided by c, c the `share`-quantile of its absolute values but at least 1
+    (dynamic thresholding, Saharia et al. 2022, arXiv:2205.11487, section 2.3). For pixels in [-1, 1]."""
+
+    def held(x0: Tensor) -> Tensor:
+        level = x0.flatten(1).float().abs().quantile(share, 1).clamp(min=1.0).to(x0.dtype)
+        level = level.reshape(-1, *(1,) * (x0.ndim - 1))
+        return x0.clamp(-level, level) / level
+
+    return project(denoiser, held)
 
 
 def clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:

@@ -7,6 +7,7 @@ where the network says between them. All are functions of the two points alone: 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from sfumato.core.estimate import Scalar, like
 from sfumato.core.process import Point
 
-__all__ = ["Variance", "eps_weight", "large", "learned", "small"]
+__all__ = ["Variance", "between", "eps_weight", "large", "learned", "small"]
 
 FLOOR = 1e-20  # of a variance whose logarithm is taken
 
@@ -57,6 +58,22 @@ def learned(t: Point, s: Point, nu: Tensor | None = None, least: float = 0.0) ->
     ratio = _added(t, s) / low
     gap = ratio.log() if isinstance(ratio, Tensor) else math.log(ratio)
     return (nu * like(gap, nu)).exp() * like(low, nu)
+
+
+@dataclass(frozen=True)
+class between:
+    """exp(share log large + (1 - share) log small), one share for all (Ho & Salimans 2022, arXiv:2207.12598, section
+    2)."""
+
+    share: float
+
+    def __call__(self, t: Point, s: Point, nu: Tensor | None = None, least: float = 0.0) -> Scalar:
+        low, high = small(t, s, least=least), large(t, s, least=least)
+        return low ** (1.0 - self.share) * high**self.share
+
+    @property
+    def __name__(self) -> str:
+        return f"{self.share:g}"
 
 
 def _added(t: Point, s: Point) -> Scalar:
