@@ -1,7 +1,12 @@
-"""A small convolutional classifier: reads pictures, and lends its features to a Frechet distance. For benchmarks."""
+"""A small convolutional classifier: reads pictures, and lends its features to a Frechet distance. For benchmarks.
+
+python benchmarks/classifier.py FILE    the Fashion-MNIST classifier as TorchScript: sfumato evaluate --features FILE
+"""
 
 from __future__ import annotations
 
+import argparse
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +14,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from sfumato.errors import UserError
+from sfumato.metrics.features import Extractor, Read, file_digest
+
+FASHION = Path(__file__).parent / "runs" / "fashion_classifier" / "model.safetensors"
 
 
 class Classifier(nn.Module):
@@ -88,6 +98,48 @@ def _batches(n: int, batch: int, epochs: int, rng: torch.Generator) -> Iterator[
         yield from torch.randperm(n, generator=rng)[: n // batch * batch].split(batch)
 
 
+class Eyes(Extractor):
+    """The stored Fashion-MNIST classifier as features of gray pictures, 28 x 28: the same digest wherever it is read,
+    which an export, with its own file's, has not."""
+
+    def __init__(self, path: Path = FASHION) -> None:
+        super().__init__()
+        digest = file_digest(path)
+        self.net = kept(path, _missing, 10)
+        self.describe(path.parent.name, digest, self.net.last.in_features, None, "clean")
+
+    def accept(self, pictures: Tensor) -> Tensor:
+        if pictures.shape[1:] != (1, 28, 28):
+            raise UserError(f"{self.name} reads gray pictures of 28 x 28, not {tuple(pictures.shape[1:])}.")
+        return pictures
+
+    def read(self, x: Tensor) -> Read:
+        found = self.net.features(x / 127.5 - 1)
+        return Read(found, self.net.last(found))
+
+
+class Exported(nn.Module):
+    """What `--features FILE` asks of a file: float32 (B, 3, H, W) in 0..255 -> (B, 128)."""
+
+    def __init__(self, net: Classifier) -> None:
+        super().__init__()
+        self.body = net.body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.mean(1, keepdim=True) / 127.5 - 1).mean((2, 3))
+
+
+def export(net: Classifier, path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is what --features reads
+        torch.jit.script(Exported(net).eval()).save(str(path))
+    return path
+
+
+def _missing() -> Classifier:
+    raise UserError(f"{FASHION} is not there: benchmarks/fashion.py trains it.")
+
+
 @torch.no_grad()
 def features(net: Classifier, images: Tensor) -> Tensor:
     return torch.cat([net.features(x) for x in images.split(500)]).double()
@@ -103,3 +155,13 @@ def frechet(a: Tensor, b: Tensor) -> float:
     difference, (p, q) = a.mean(0) - b.mean(0), (torch.cov(a.T), torch.cov(b.T))
     root = torch.linalg.eigvals(p @ q).sqrt().real.sum()
     return float(difference @ difference + p.trace() + q.trace() - 2 * root)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    print(export(kept(FASHION, _missing, 10), parser.parse_args().file))
+
+
+if __name__ == "__main__":
+    main()

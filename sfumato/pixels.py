@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.conditioning.label import Label
 from sfumato.core import guidance, losses
@@ -79,13 +79,16 @@ class Pixels(Recipe):
     view: losses.View = losses.views.eps  # in which the loss compares
     weight: losses.Weight | None = None
     least: float | None = None  # the t from which on it is trained; None: its process's `first`
+    backbone: Callable[[Any], nn.Module] = UNet  # what the config's network is of
+    led: int = 0  # the first so many channels alone are moved by guidance; 0: all
 
-    def unet(self, *, inputs: int = 1, outputs: int = 1, kind: Callable[[UNetConfig], UNet] = UNet) -> UNet:
-        """The config's network for the data's shape, with so many times its channels."""
+    def unet(self, *, inputs: int = 1, outputs: int = 1, kind: Callable[[Any], nn.Module] | None = None) -> Any:
+        """The config's network for the data's shape, with so many times its channels: of `kind`, else the backbone."""
         channels, *space = self.config.shape
-        return kind(replace(self.config.network, channels=inputs * channels, out=outputs * channels, dims=len(space)))
+        config = replace(self.config.network, channels=inputs * channels, out=outputs * channels, dims=len(space))
+        return (kind or self.backbone)(config)
 
-    def embedding(self, network: UNet) -> Label | None:
+    def embedding(self, network: Any) -> Label | None:
         """The embedding of the config's classes, if it has any."""
         return Label(len(self.config.classes), network.config.told) if self.config.classes else None
 
@@ -146,7 +149,7 @@ class Pixels(Recipe):
         strong = self._given(labels)
         if not leads:
             return strong
-        options: Any = {"interval": ask.interval, "rescale": ask.rescale}
+        options: Any = {"interval": ask.interval, "rescale": ask.rescale, "channels": self.led}
         return guidance.classifier_free(strong, self._away(ask, labels), ask.guidance, **options)
 
     def _away(self, ask: Ask, labels: Tensor | None) -> Denoiser:

@@ -246,8 +246,7 @@ class Recipe(nn.Module, ABC):
         return self
 
     def networks(self) -> tuple[nn.Module, ...]:
-        """Where the time goes: what `compile` compiles and `checkpointing` recomputes. Default: the denoiser's
-        network."""
+        """Where the time goes, what `compile` compiles and `checkpointing` recomputes: the denoiser's network."""
         network = getattr(getattr(self, "denoiser", None), "network", None)
         return (network,) if isinstance(network, nn.Module) else ()
 
@@ -291,11 +290,8 @@ def paper(name: str) -> Paper:
         hint = f"did you mean '{near[0]}'?" if near else "`sfumato papers` lists them."
         raise UserError(f"There is no paper called '{name}': {hint}")
     module = importlib.import_module(f"{__package__}.papers.{name}")
-    recipe = next(
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Recipe) and value.__module__ == module.__name__
-    )
+    kinds = (value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Recipe))
+    recipe = next(kind for kind in kinds if kind.__module__ == module.__name__)
     return Paper(name, module.__doc__ or "", module.Config, recipe, module.PRESETS)
 
 

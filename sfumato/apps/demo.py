@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from sfumato.apps import poster
+from sfumato.apps.report import Wanted, write_report
 from sfumato.core.random import Seeds, key
-from sfumato.data import DataOptions, open_data
+from sfumato.data import DataOptions, Dataset, open_data
 from sfumato.data.glyphs import LETTERS
 from sfumato.engine.options import Options
 from sfumato.engine.plan import choose_precision
@@ -60,7 +61,7 @@ class Demo:
 
 
 def main(demo: Demo = Demo()) -> Path:
-    """Train unless the run is there, write the word, and return the path of the picture."""
+    """Train unless the run is there, write the word and a report of the run, and return the path of the picture."""
     run = demo.out / "run"
     if (run / "final").is_dir():
         print(f"Using the model in {run} as it is; another --out trains a new one.")
@@ -75,12 +76,27 @@ def main(demo: Demo = Demo()) -> Path:
     path = demo.out / f"{demo.word}.png"
     poster.draw(letters, noise, facts).save(path)
     print(f"The picture is {path}. Another word takes seconds: sfumato demo --word hello")
+    _report(demo, run)
     return path
+
+
+def _report(demo: Demo, run: Path) -> None:
+    """Once for each model: letters with as much guidance, in few steps."""
+    page, model = demo.out / "report.html", run / "final" / "manifest.json"
+    if not page.is_file() or page.stat().st_mtime < model.stat().st_mtime:
+        sampler = DDIM(min(demo.sampling_steps, 20))
+        wanted = Wanted(36, demo.seed, sampler, demo.guidance, data=_letters(), features=False)
+        write_report(run, page, wanted)
+    print(f"How it was made, with the fonts' letters nearest to what it draws: open {page} in a browser.")
+
+
+def _letters() -> Dataset:
+    return open_data("glyphs", DataOptions(size=32))
 
 
 def _train(demo: Demo, run: Path) -> None:
     """A run that was cut short is taken up again."""
-    data = open_data("glyphs", DataOptions(size=32))
+    data = _letters()
     preset = PRESETS["letters"]
     config = replace(preset.config, shape=data.shape, classes=data.classes)
     options = Options(

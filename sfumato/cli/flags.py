@@ -87,7 +87,13 @@ class OutputFlags:
     save_every: Annotated[int, option("steps between checkpoints", "N")] = 1000
     keep: Annotated[int, option("checkpoints kept", "N")] = 3
     sample_every: Annotated[int, option("steps between preview grids", "N")] = 1000
-    evaluate_every: Annotated[int, option("steps between held-out losses", "N")] = 1000
+    evaluate_every: Annotated[int, option("steps between held-out losses and what --evaluate asks for", "N")] = 1000
+    evaluate: Annotated[
+        Literal["auto", "kid", "fid", "loss"],
+        option("compare the model's pictures with real ones; auto: kid where it costs little; loss: do not"),
+    ] = "auto"
+    evaluate_n: Annotated[int, option("pictures to compare", "N")] = 256
+    evaluate_features: Annotated[str, option("what looks at them", "lite0|own|inception:FILE|FILE")] = "lite0"
     log_every: Annotated[int, option("steps between lines of metrics.jsonl", "N")] = 50
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...],

@@ -12,10 +12,11 @@ from typing import Annotated, Any
 from tyro.conf import Positional
 
 from sfumato.cli.parse import nearest, option, parse
-from sfumato.cli.runs import described, find_run
+from sfumato.cli.runs import at_checkpoint, described, find_run
 from sfumato.cli.show import Rows, amount, rows, size, table
 from sfumato.data.options import escape, shortlist
 from sfumato.data.pictures import read_settings
+from sfumato.engine.judge import best_of
 from sfumato.engine.run import RunFolder
 from sfumato.engine.state import Damaged, check, checkpoints, manifest
 from sfumato.engine.tensors import opened
@@ -34,6 +35,7 @@ class Inspect:
     what: Annotated[str, Positional, option("a run's folder, a .safetensors file or a PNG", "RUN|FILE|PICTURE", "")] = (
         ""
     )
+    checkpoint: Annotated[str, option("one of a run's models alone", "best|latest|final|step_N", "")] = ""
     all: Annotated[bool, option("every tensor of a file, not only the first 40")] = False
 
 
@@ -43,7 +45,9 @@ def run(args: list[str]) -> int:
     if not flags.what:
         raise UserError("inspect what? Give a run's folder, a .safetensors file or a PNG.")
     if path.is_dir():
-        return _run_folder(find_run(path, "inspect"))
+        return _run_folder(at_checkpoint(find_run(path, "inspect"), flags.checkpoint))
+    if flags.checkpoint:
+        raise UserError("--checkpoint chooses among the models of a run: give a run's folder.")
     if not path.is_file():
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = nearest(path.name, beside, " give a run, a .safetensors file or a PNG.")
@@ -68,6 +72,8 @@ def _run_folder(home: Path) -> int:
     print(rows(_about(facts), indent=""))
     if folder.metrics.is_file() and (told := list(_metrics(folder.metrics))):
         print(rows(told, indent=""))
+    if best := best_of(folder):
+        print(rows([("best", escape(f"{best[0].name}: {best[1].splitlines()[-1] if best[1] else '?'}"))], indent=""))
     alone = (home / "manifest.json").exists()  # a checkpoint, or a final/ that was shared
     places = [home] if alone else [place for place in (folder.final, *checkpoints(folder)) if place.exists()]
     verdicts = [("weights" if alone else place.name, *_verdict(place)) for place in places]
@@ -108,7 +114,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def _metrics(path: Path) -> Iterator[tuple[str, str]]:
     """The first, best and last of each loss, and the last of what tells of health."""
     lines = [line for line in map(_parsed, path.read_text("utf-8", errors="replace").splitlines()) if line]
-    for name in ("loss", "held/model"):
+    for name in ("loss", "held/model", "kid", "fid"):
         seen = [(line[name], line["step"]) for line in lines if _finite(line.get(name))]
         if seen:
             (best, when), (last, end) = min(seen), seen[-1]

@@ -14,6 +14,8 @@ import torch
 
 from sfumato.cli.choose import pick_size, rehearse, timing
 from sfumato.cli.flags import EXAMPLES, TrainFlags, for_paper, value_of
+from sfumato.cli.judging import Judging, absolute
+from sfumato.cli.judging import asked as said_of_evaluation
 from sfumato.cli.origin import refuse_without_base, starting_point
 from sfumato.cli.parse import parse
 from sfumato.cli.plan import Facts, Rows, refuse_if_full, refuse_if_large, rows_of
@@ -57,6 +59,7 @@ class Job:
     options: Options
     plan: Rows
     resume: bool = False
+    seconds: float | None = None  # of a step, where it was timed
 
 
 # -- a new run ---------------------------------------------------------------------------------------------------------
@@ -80,11 +83,16 @@ def new(args: list[str], found: Paper, world: World) -> Job:
     config = parse(for_paper(found, fitted, training), "train", args).config
     _refuse_shape(config, fitted)
     refuse_without_base(found, config, start)
-    options = replace(options, private=_private(flags, asked, options.seed))
     weights = partial(fitting, flags.start) if flags.start and start.base is None else lambda whole: None
     recipe = built(found.name, config, options.seed, device, weights)
     options, seconds = _timed(recipe, data, options, device, world)
     refuse_if_full(recipe, replace(options, out=writable(out)))
+    output = replace(flags.output, evaluate_features=absolute(flags.output.evaluate_features))
+    judging = Judging(
+        recipe, data, held, options, output, device=device, world=world, seconds=seconds, typed=said_of_evaluation(args)
+    )
+    options, output, evaluation = judging.decide()
+    options = replace(options, private=_private(replace(flags, output=output), asked, options.seed))
     facts = Facts(
         flags.source,
         found.name,
@@ -97,8 +105,9 @@ def new(args: list[str], found: Paper, world: World) -> Job:
         seconds,
         options.threads,
         shrunk=not before and asked.size != plain.size,
+        evaluation=evaluation,
     )
-    return Job(recipe, data, held, options, rows_of(facts))
+    return Job(recipe, data, held, options, rows_of(facts), seconds=seconds)
 
 
 def _out(flags: TrainFlags, name: str) -> Path:
@@ -152,7 +161,8 @@ def _refuse_shape(config: Any, fitted: Any) -> None:
 
 def options_of(flags: Any, out: Path, preset: str, training: Training) -> Options:
     machine, output = asdict(flags.machine), asdict(flags.output)
-    del output["out"]
+    for name in ("out", "evaluate", "evaluate_features"):
+        del output[name]
     return Options(
         out=out,
         training=training,

@@ -11,7 +11,7 @@ from sfumato.cli.parse import nearest
 from sfumato.cli.runs import described, find_run
 from sfumato.engine.plan import choose_device
 from sfumato.errors import UserError
-from sfumato.recipe import Paper, Training, config_from, paper
+from sfumato.recipe import Paper, Preset, Training, config_from, paper
 
 __all__ = ["Origin", "refuse_without_base", "starting_point"]
 
@@ -36,22 +36,23 @@ def starting_point(args: list[str], found: Paper) -> Origin:
     before = described(find_run(typed, f"train {found.name} DATA --from")) if typed else {}
     own = str(before.get("preset") or "")
     name = asked or (own if own in found.presets else "") or pick_preset(found, choose_device(_device(args)))
-    chosen = found.presets[name]
-    config = _at_stage(found, chosen.config, value_of(args, "--stage"))
+    chosen, stage = found.presets[name], value_of(args, "--stage")
+    config = _at_stage(found, chosen.config, stage)
+    training = _trains(chosen, config)
     if not before:
-        return Origin(name, config, chosen.training, before)
+        return Origin(name, config, training, before)
     if before["paper"] in found.recipe.base(config):
         base = config_from(paper(before["paper"]).config, before["config"])
-        return Origin(name, found.recipe.upon(config, base), chosen.training, before, base)
+        return Origin(name, found.recipe.upon(config, base), training, before, base)
     _refuse_other(found, config, before["paper"], typed)
     if asked not in ("", own):
         raise UserError(
             f"--preset {asked} does not go with --from, where the model is the run's: leave it out, and set --steps, "
             "--lr, --batch or --training.FIELD for another training."
         )
-    training = (found.presets.get(own) or next(iter(found.presets.values()))).training
-    config = _at_stage(found, config_from(found.config, before["config"]), value_of(args, "--stage"))
-    return Origin(own, config, training, before)
+    chosen = found.presets.get(own) or next(iter(found.presets.values()))
+    config = _at_stage(found, config_from(found.config, before["config"]), stage)
+    return Origin(own, config, _trains(chosen, config), before)
 
 
 def _device(args: list[str]) -> str:
@@ -65,6 +66,11 @@ def _at_stage(found: Paper, config: Any, stage: str) -> Any:
         having = f"it has {', '.join(stages)}" if len(stages) > 1 else "it trains in one: leave --stage out"
         raise UserError(f"{found.name} has no stage '{stage}': {having}.")
     return replace(config, stage=stage) if stage and hasattr(config, "stage") else config
+
+
+def _trains(preset: Preset, config: Any) -> Training:
+    """How the preset trains the stage of that config."""
+    return preset.stages.get(getattr(config, "stage", ""), preset.training)
 
 
 def _refuse_other(found: Paper, config: Any, other: str, typed: str) -> None:

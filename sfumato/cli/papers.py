@@ -82,7 +82,9 @@ def _in_full(name: str) -> str:
 
 def _preset(preset: Any) -> str:
     t = preset.training
-    return f"{preset.note}\n{t.steps:,} steps of {t.batch}, lr {t.lr:g} ({t.decay}), ema {t.ema:g} ({t.ema_rule})"
+    told = f"{preset.note}\n{t.steps:,} steps of {t.batch}, lr {t.lr:g} ({t.decay}), ema {t.ema:g} ({t.ema_rule})"
+    figures = [f"{p.metric} {p.value:g}" + (f" ({p.sampler})" if p.sampler else "") for p in preset.published]
+    return told + (f"\npublished for {preset.published[0].data}: {'; '.join(figures)}" if figures else "")
 
 
 def _fields(config: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -29,17 +29,18 @@ class Given(NamedTuple):
     notes: tuple[str, ...]  # what was changed
 
 
-def plan_of(recipe: Recipe, fit: str) -> Plan:
-    """What pictures become. Raises UserError for a run of other things."""
-    shape = tuple(recipe.config.shape)
+def plan_of(recipe: Recipe, fit: str, size: Sequence[int] | None = None) -> Plan:
+    """What pictures become; `size` (high, wide) where that is not the run's. Raises UserError for a run of other
+    things."""
+    shape = (recipe.config.shape[0], *(size or recipe.config.shape[1:]))
     if len(shape) != 3 or shape[0] not in (1, 3, 4):
         raise UserError(f"this run makes {' x '.join(map(str, shape))} numbers, not pictures.")
     return Plan((shape[2], shape[1]), shape[0], fit=fit)
 
 
-def read(path: Path, recipe: Recipe, fit: str = "crop") -> Given:
-    """Decoded within the caps that hold for data. Raises UserError."""
-    plan = plan_of(recipe, fit)
+def read(path: Path, recipe: Recipe, fit: str = "crop", size: Sequence[int] | None = None) -> Given:
+    """Decoded within the caps that hold for data, at the run's size or another (high, wide). Raises UserError."""
+    plan = plan_of(recipe, fit, size)
     try:
         told = header(_file(path))
         pixels = torch.from_numpy(decode(path, plan).copy()).movedim(-1, 0) / 255
@@ -48,7 +49,8 @@ def read(path: Path, recipe: Recipe, fit: str = "crop") -> Given:
     notes = []
     if told.size != plan.size:
         notes.append(
-            f"note: '{path.name}' is {_by(told.size)}, the run {_by(plan.size)}: {WORDS[fit]}, as in training."
+            f"note: '{path.name}' is {_by(told.size)}, the run {'takes' if size else 'is'} {_by(plan.size)}: "
+            f"{WORDS[fit]}{'' if size else ', as in training'}."
         )
     if plan.channels == 1 and not told.gray:
         notes.append(f"note: '{path.name}' is turned gray, as the run's pictures are.")

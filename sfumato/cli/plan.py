@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,6 +37,7 @@ class Facts:
     seconds: float | None  # of a step
     threads: int | None
     shrunk: bool  # the size was picked below the pictures' own
+    evaluation: str = ""
 
 
 def rows_of(f: Facts) -> Rows:
@@ -56,6 +57,7 @@ def rows_of(f: Facts) -> Rows:
         ),
         ("machine", ", ".join(machine)),
         ("time", _time(f)),
+        *([("quality", f.evaluation)] if f.evaluation else []),
         ("disk", f"up to {size(disk)}; {size(_free(f.options.out))} are free"),
         ("result", f"{f.options.out}"),
     ]
@@ -92,16 +94,18 @@ def _model(f: Facts) -> str:
 
 
 def bytes_of(recipe: Recipe, options: Options) -> int:
-    """The most that a run keeps at once: checkpoints (weights, average, two moments), one being written, and final/."""
+    """The most that a run keeps at once: checkpoints (weights, average, two moments), the best of them, one being
+    written, and final/."""
     every: int = sum(t.numel() * t.element_size() for t in recipe.state_dict().values())
     trained: int = sum(p.numel() * p.element_size() for phase in recipe.phases().values() for p in phase.parameters)
     kept = min(options.keep, options.training.steps // options.save_every + 1 if options.save_every else 1)
+    kept += options.judge is not None
     return (kept + 1) * (every + 3 * trained) + every
 
 
 def refuse_if_full(recipe: Recipe, options: Options) -> None:
     """Raises UserError where not even the first checkpoint would fit."""
-    least, free = bytes_of(recipe, options) // (options.keep + 1), _free(options.out)
+    least, free = bytes_of(recipe, replace(options, judge=None)) // (options.keep + 1), _free(options.out)
     if options.out is not None and free < least:
         raise UserError(
             f"the disk of '{options.out}' is nearly full: a checkpoint takes {size(least)}, and "

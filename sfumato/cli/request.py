@@ -37,6 +37,10 @@ class Request:
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int | None = None
     only: int | None = None  # of these pictures, keep this one
+    classifier: str = ""  # the hash of one that steers
+    classifier_scale: float | None = None
+    discriminator: str = ""
+    discriminator_slopes: tuple[float, float] | None = None
 
     def label(self, i: int, classes: tuple[str, ...]) -> str:
         """The class of picture i: a function of its seed alone unless labels were asked for."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from sfumato.cli.flags import EXAMPLES, DataFlags, MachineFlags, OutputFlags, TrainFlags, value_of
 from sfumato.cli.job import Job, asked_training, built, open_split, options_of, preview_of
+from sfumato.cli.judging import Judging, asked
 from sfumato.cli.parse import parse
 from sfumato.cli.plan import Rows
 from sfumato.cli.runs import described, done, find_run
@@ -80,7 +81,12 @@ def resumed(args: list[str], world: World) -> Job:
         facts["paper"], config, options.seed, choose_device(options.device, world.local), partial(refuse_misfit, home)
     )
     options = replace(options, private=private, preview=preview_of(recipe))
-    return Job(recipe, data, held, options, _plan(home, told.data, data, options), resume=True)
+    device = choose_device(options.device, world.local)
+    judging = Judging(
+        recipe, data, held, options, flags.output, device=device, world=world, typed=asked(args), resume=True
+    )
+    options, _, evaluation = judging.decide()
+    return Job(recipe, data, held, options, _plan(home, told.data, data, options, evaluation), resume=True)
 
 
 def _refuse_fixed(args: list[str], flags: TrainFlags, home: Path) -> None:
@@ -114,8 +120,9 @@ def _reopened(home: Path, told: _Told, options: Options, world: World) -> tuple[
         ) from None
 
 
-def _plan(home: Path, source: str, data: Dataset, options: Options) -> Rows:
+def _plan(home: Path, source: str, data: Dataset, options: Options, evaluation: str) -> Rows:
     return [
         ("run", f"{home}, from step {done(home):,} of {options.training.steps:,}"),
         ("data", f"{source}: {amount(len(data), 'picture')}"),
+        ("quality", evaluation),
     ]

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from sfumato.cli.parse import nearest
+from sfumato.engine.judge import best_of
 from sfumato.engine.run import RunFolder, read_config
 from sfumato.engine.state import Damaged, checkpoints, last_good, load, manifest
 from sfumato.errors import UserError
 from sfumato.recipe import Recipe
 
-__all__ = ["described", "done", "find_run", "free_folder", "model_hash", "opened", "writable"]
+__all__ = ["at_checkpoint", "described", "done", "find_run", "free_folder", "model_hash", "opened", "writable"]
 
 
 def find_run(typed: Path | str, verb: str) -> Path:
@@ -32,6 +33,32 @@ def find_run(typed: Path | str, verb: str) -> Path:
         hint = f" did you mean '{path / inside[0]}'?" if inside else " `sfumato train PAPER DATA` makes one."
         raise UserError(f"'{typed}' is not the folder of a run (it has no config.yaml):{hint}")
     return path
+
+
+def at_checkpoint(home: Path, word: str) -> Path:
+    """The folder of one model of a run: best, latest, final, step_00001000 or 1000; "" is the run itself, of which
+    `load` takes the newest model. Raises UserError with what there is."""
+    if not word:
+        return home
+    if (home / "manifest.json").exists():
+        raise UserError(f"'{home}' is one model: --checkpoint chooses among those of a run, so give its folder.")
+    run = RunFolder(home)
+    saved = {folder.name: folder for folder in checkpoints(run)}
+    best = best_of(run)
+    there = dict(saved)
+    there |= {"latest": next(iter(saved.values()))} if saved else {}
+    there |= {"final": run.final} if run.final.is_dir() else {}
+    there |= {"best": best[0]} if best else {}
+    name = f"step_{int(word):08d}" if word.isdecimal() and len(word) < 19 else word
+    if name in there:
+        return there[name]
+    if name == "best":
+        raise UserError(
+            f"'{home}' has no best checkpoint, since its pictures were not evaluated (--evaluate kid does that): "
+            f"choose {', '.join(there) or 'another run, this one has no model yet'}."
+        )
+    hint = nearest(name, list(there), f" choose {', '.join(there)}." if there else " it has no model yet.")
+    raise UserError(f"'{home}' has no checkpoint '{word}':{hint}")
 
 
 def described(run: Path) -> dict[str, Any]:
@@ -55,7 +82,7 @@ def opened(run: Path, device: torch.device) -> Recipe:
     try:
         return load(run, device=device)
     except Damaged as problem:
-        good = last_good(RunFolder(run), lambda message: None)
+        good = last_good(RunFolder(_home_of(run)), lambda message: None)
         hint = f"the checkpoint '{good}' is whole: use that instead" if good else "no checkpoint is whole: train again"
         raise UserError(f"{str(problem).rstrip('.')}; {hint}.") from None
     except UserError:
@@ -65,6 +92,13 @@ def opened(run: Path, device: torch.device) -> Recipe:
                 f"`sfumato train --resume {run}`."
             ) from None
         raise
+
+
+def _home_of(model: Path) -> Path:
+    """The run of one of its models."""
+    if model.parent.name == "checkpoints":
+        return model.parent.parent
+    return model.parent if model.name == "final" and (model.parent / "run.yaml").exists() else model
 
 
 def free_folder(wanted: Path) -> Path:

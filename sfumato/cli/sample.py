@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from sfumato.cli.flags import pixels
 from sfumato.cli.parse import option, parse
 from sfumato.cli.plan import memory_of
 from sfumato.cli.progress import Progress
 from sfumato.cli.request import Request, batch_of, from_settings, names_of, refuse_labels, refuse_numbers
-from sfumato.cli.runs import described, done, find_run, free_folder, model_hash, name_of, opened, writable
+from sfumato.cli.runs import (
+    at_checkpoint,
+    described,
+    done,
+    find_run,
+    free_folder,
+    model_hash,
+    name_of,
+    opened,
+    writable,
+)
 from sfumato.cli.samplers import SAMPLERS, SPACINGS, chosen, length, own_sampler, walk_of
 from sfumato.cli.show import size
+from sfumato.cli.steer import SteerFlags, remembered, steered
 from sfumato.cli.studio import Studio
 from sfumato.data.pictures import read_settings
 from sfumato.engine.health import noisy
@@ -33,6 +44,7 @@ EXAMPLES = """\
 examples
   sfumato sample runs/photos                            64 pictures and a grid
   sfumato sample runs/letters --label A,B --guidance 2  classes, and how strongly they are meant
+  sfumato sample runs/photos --classifier runs/kinds --label dress     steered by another run
   sfumato sample runs/photos --sampler auto --steps 20  another way to walk from noise to picture
   sfumato sample runs/photos --like grid.png --n 256    as that picture was made, but more"""
 
@@ -57,6 +69,9 @@ class Sample:
     like: Annotated[
         Path | None, option("repeat the settings of this PNG; other options override them", "PICTURE", "")
     ] = None
+    checkpoint: Annotated[
+        str, option("which of the run's models", "best|latest|final|step_N", "final, else the latest")
+    ] = ""
     out: Annotated[Path | None, option("where pictures go", "FOLDER", "RUN/pictures")] = None
     strip: Annotated[bool, option("also strip.png: from noise to picture")] = False
     no_metadata: Annotated[bool, option("write no settings into the PNGs")] = False
@@ -64,6 +79,7 @@ class Sample:
     device: Annotated[str, option("auto: a GPU if there is one", "auto|cpu|cuda[:I]|mps")] = "auto"
     precision: Annotated[Literal["fp32", "bf16"] | None, option("bf16: often faster", None, "fp32")] = None
     threads: Annotated[int | None, option("CPU threads", "N", "timed")] = None
+    steer: OmitArgPrefixes[SteerFlags] = field(default_factory=SteerFlags)
 
 
 def run(args: list[str]) -> int:
@@ -71,14 +87,15 @@ def run(args: list[str]) -> int:
     if not flags.run:
         raise UserError("sample needs the folder of a run, as in `sfumato sample runs/NAME`.")
     refuse_numbers(vars(flags))
-    home = find_run(flags.run, "sample")
+    run = find_run(flags.run, "sample")
+    home = at_checkpoint(run, flags.checkpoint)
     config = described(home)
-    recipe = opened(home, choose_device(flags.device))
-    request = _request(flags, recipe, home)
-    out = writable(flags.out or free_folder(home / "pictures"))
+    recipe = steered(opened(home, choose_device(flags.device)), flags.steer)
+    request = remembered(_request(flags, recipe, home), recipe, flags.steer)
+    out = writable(flags.out or free_folder(run / "pictures"))
     studio = Studio(recipe, request, out, name_of(config), model_hash(home), metadata=not flags.no_metadata)
     try:
-        _doubt(studio.work(strip=flags.strip), config, home)
+        _doubt(studio.work(strip=flags.strip), config, run, home)
     except ArithmeticError as error:
         raise UserError(f"{error}.") from None
     except (RuntimeError, MemoryError) as error:
@@ -88,12 +105,13 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def _doubt(pictures: Sequence[Any], config: dict[str, Any], home: Path) -> None:
-    """A word where the pictures are noise."""
+def _doubt(pictures: Sequence[Any], config: dict[str, Any], run: Path, home: Path) -> None:
+    """A word where the pictures of a model of this run are noise."""
     data, training = config.get("data") or {}, config.get("training") or {}
     own, examples = data.get("roughness"), data.get("examples")
     tiles = torch.from_numpy(np.stack(pictures)).movedim(-1, 1) / 255
-    steps = training.get("steps", 0) if (home / "final").exists() else done(home)
+    whole = home == run.joinpath("final") or (home == run and (run / "final").exists())
+    steps = training.get("steps", 0) if whole else done(run) if home == run else int(home.name[5:])
     batch = training.get("batch", 0)
     told = all(type(n) is int and n > 0 for n in (steps, batch, examples))
     if not (told and isinstance(own, float) and noisy(tiles, own)):
@@ -101,8 +119,8 @@ def _doubt(pictures: Sequence[Any], config: dict[str, Any], home: Path) -> None:
     looks = steps * batch / examples
     Progress.say(
         f"note: these pictures look like noise. The run had {steps:,} steps, {looks:.3g} looks at each of its "
-        f"{examples:,} pictures: train it longer, as in `sfumato train --resume {home} --steps {10 * steps}`, and see "
-        f"{home / 'log.txt'}."
+        f"{examples:,} pictures: train it longer, as in `sfumato train --resume {run} --steps {10 * steps}`, and see "
+        f"{run / 'log.txt'}."
     )
 
 

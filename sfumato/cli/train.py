@@ -9,11 +9,12 @@ from sfumato.cli.flags import EXAMPLES, TrainFlags, for_paper, value_of
 from sfumato.cli.job import Job, new
 from sfumato.cli.parse import parse
 from sfumato.cli.resume import resumed
-from sfumato.cli.show import rows
-from sfumato.engine import EXIT_CODES, Step, steps
+from sfumato.cli.show import printable, rows
+from sfumato.engine import EXIT_CODES, RunFolder, Step, steps
 from sfumato.engine.distributed import World, join
+from sfumato.engine.judge import best_of
 from sfumato.errors import UserError
-from sfumato.recipe import paper, papers
+from sfumato.recipe import Recipe, paper, papers
 
 __all__ = ["run"]
 
@@ -70,4 +71,13 @@ def _ending(job: Job, last: Step | None, grid: Path | None) -> str:
         held = f", {next(iter(last.held.values())):.4f} on held-out pictures" if last.held else ""
         pairs.append(("loss", f"{last.loss:.4f}{held}"))
     pairs += [("preview", str(grid))] if grid else []
-    return rows([*pairs, ("saved", f"{out}/final"), ("next", f"sfumato sample {out}")], indent="")
+    best = best_of(RunFolder(out)) if out else None
+    if best:
+        *_, said = best[1].splitlines() or [""]
+        pairs.append(("best", printable(f"{best[0].name}: {said}; `sfumato sample {out} --checkpoint best` takes it")))
+    return rows([*pairs, ("saved", f"{out}/final"), ("next", next_of(job.recipe, out))], indent="")
+
+
+def next_of(recipe: Recipe, out: object) -> str:
+    """The command that uses the run."""
+    return recipe.use.split("`")[1].replace("RUN", str(out)) if recipe.use else f"sfumato sample {out}"

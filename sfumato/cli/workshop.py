@@ -56,7 +56,11 @@ class Workshop:
         config = described(home)
         recipe = opened(home, choose_device(flags.device)).requires_grad_(False).eval()
         if not isinstance(recipe, Pixels):
+            if recipe.use:
+                raise UserError(f"{verb} needs a run that makes pictures by itself: {recipe.use}.")
             raise UserError(f"{verb} works on pixels, and {config['paper']} does not: give a run of ddpm, edm, ...")
+        if recipe.use and verb != "upscale":
+            raise UserError(f"{verb} needs a run that makes pictures by itself: {recipe.use}.")
         return cls(home, recipe, config, verb)
 
     @property

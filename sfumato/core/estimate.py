@@ -177,8 +177,9 @@ class Estimate:
         nu = None if self.nu is None else self.nu[rows]
         return type(self)(self.process, self.point, xt, self._b[rows], self.row_x0, self.row_eps, xt, nu)
 
-    def lerp(self, other: Estimate, w: float) -> Estimate:
-        """(1 - w) self + w other, exact in every view at once. Both must explain the same x_t at the same t.
+    def lerp(self, other: Estimate, w: float | Tensor) -> Estimate:
+        """(1 - w) self + w other, exact in every view at once. Both must explain the same x_t at the same t. A share
+        w may differ from channel to channel, (C, 1...).
 
         `nu` stays this estimate's own: guidance extrapolates the mean, never the variance.
         """

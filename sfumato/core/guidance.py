@@ -37,6 +37,7 @@ def classifier_free(
     *,
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
+    channels: int = 0,
 ) -> Denoiser:
     """weak + scale (strong - weak), in every view at once (Ho & Salimans 2022, arXiv:2207.12598, eq. 6, scale = 1 + w).
 
@@ -44,7 +45,7 @@ def classifier_free(
     arXiv:2406.02507). Two conditions of one network take one call on a doubled batch. With `interval` = (low, high),
     guidance acts at low <= t <= high only (Kynkaanniemi et al. 2024, arXiv:2404.07724). `rescale` brings the answer's
     deviation, of each example, by that share back to the strong one's (Lin et al. 2023, arXiv:2305.08891, eqs. 15-16,
-    of what the network gives)."""
+    of what the network gives). With `channels` n, only the first n are guided (as in the release of DiT: 3 of 4)."""
     if scale == 1.0:
         return strong
     low, high = interval or (0.0, 1.0)
@@ -53,10 +54,17 @@ def classifier_free(
         if not _within(t, low, high):
             return strong(xt, t)
         s, w = _both(strong, weak, xt, t)
-        guess = s.lerp(w, 1.0 - scale)
+        guess = s.lerp(w, _led(1.0 - scale, channels, xt) if channels else 1.0 - scale)
         return guess.toned(s, rescale) if rescale else guess
 
     return Guided(strong.process, guided)
+
+
+def _led(share: float, channels: int, x: Tensor) -> Tensor:
+    """The share of the weak answer: 0 but for the first channels of x (B, C, *S)."""
+    row = x.new_zeros(x.shape[1], *(1,) * (x.ndim - 2))
+    row[:channels] = share
+    return row
 
 
 def _blind(t: Point) -> bool:

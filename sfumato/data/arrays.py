@@ -24,6 +24,7 @@ __all__ = ["Arrays", "digits", "npz"]
 BYTE_CAP = 8 << 30  # of an unpacked .npz
 PER_ROW = ("label", "text", "caption", "split")
 WANTED = ("image", "mask", "classes", *PER_ROW)
+ADM = {"arr_0": "image", "arr_1": "label"}  # the names in files of samples by ADM and those who follow it
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,16 @@ def digits() -> Arrays:
 
 def npz(path: Path) -> Arrays:
     """`image` (N, H, W), (N, H, W, C) or (N, C, H, W) with label, text, mask, split where they exist; captions also
-    from captions.jsonl beside the file. Nothing is unpickled, and sizes are checked before anything is unpacked."""
+    from captions.jsonl beside the file; or ADM's `arr_0` and `arr_1` as image and label. Nothing is unpickled, and
+    sizes are checked before anything is unpacked."""
     what = f'"{escape(path)}"'
     try:
         files = Files.of(what, [path])
         with zipfile.ZipFile(path) as archive:
             members = {m.filename.removesuffix(".npy"): m for m in archive.infolist() if m.filename.endswith(".npy")}
             _check_sizes(archive, path, what)
+            if "image" not in members:
+                members |= {ours: members[theirs] for theirs, ours in ADM.items() if theirs in members}
             known = {name: _array(archive, members[name]) for name in WANTED if name in members}
     except DataError:
         raise

@@ -83,7 +83,8 @@ class DataOptions:
 
 def escape(name: str | bytes | os.PathLike[str]) -> str:
     """A name on one printable line: control characters and bytes that are not UTF-8 appear as backslash escapes."""
-    return "".join(_escape_one(c) for c in os.fsdecode(name))
+    text = os.fsdecode(name)
+    return text if text.isprintable() else "".join(map(_escape_one, text))
 
 
 def _escape_one(c: str) -> str:

@@ -1,10 +1,12 @@
-"""Looking at a run without touching it: the loss of held-out examples, and grids of pictures with a caption."""
+"""Looking at a run without touching it: the loss of held-out examples, pictures for a judge, and grids of pictures with
+a caption."""
 
 from __future__ import annotations
 
 import textwrap
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -19,9 +21,11 @@ from sfumato.data.pictures import grid
 from sfumato.engine import files
 from sfumato.engine.backward import Backward, Interrupted, reproducible
 from sfumato.engine.order import Data, share
+from sfumato.engine.plan import out_of_memory
+from sfumato.errors import UserError
 from sfumato.recipe import Ask, Recipe
 
-__all__ = ["captioned", "held_loss", "preview", "write_grid"]
+__all__ = ["Failed", "captioned", "held_loss", "portfolio", "preview", "why", "write_grid"]
 
 Halt = Callable[[], bool]
 T = TypeVar("T")
@@ -42,7 +46,7 @@ def held_loss(backward: Backward, held: Data, step: int, *, limit: int = 512, ha
     """
     recipe, world, n = backward.recipe, backward.world, min(len(held), limit)
     mine = np.arange(n)[share(n, world.rank, world.size)]
-    size = max(1, backward.batch // world.size // backward.accumulate)
+    size = _at_once(backward)
     chunks = [mine[i : i + size] for i in range(0, len(mine), size)]
     backward.buffers.keep()
     was_training = recipe.training
@@ -57,6 +61,11 @@ def held_loss(backward: Backward, held: Data, step: int, *, limit: int = 512, ha
     if halted:
         raise Interrupted
     return {name: total / n for name, total in zip(sums, totals, strict=True)}
+
+
+def _at_once(backward: Backward) -> int:
+    """As many examples as training works through between two looks at signals."""
+    return max(1, backward.batch // backward.world.size // backward.accumulate)
 
 
 def _losses(
@@ -82,6 +91,69 @@ def preview(recipe: Recipe, ask: Ask, seed: int, device: torch.device, *, halt: 
             return recipe.picture(last, quick=True).float().cpu()
     finally:
         recipe.train(was_training)
+
+
+class Failed(Exception):
+    """Pictures for a judge could not be made, in words; training is not touched by it."""
+
+
+@torch.no_grad()
+def portfolio(backward: Backward, data: Data, ask: Ask, n: int, *, halt: Halt = _never) -> Iterator[Tensor]:
+    """Pictures uint8 (n, C, *S), some at a time, of the seeds SEED, SEED + 1, ..., their classes as in the data. All
+    processes make them, each its share, before the first is handed out. Until then raises Interrupted, in every
+    process, when one is asked to halt, and Failed, in every process, when one fails."""
+    world, size = backward.world, _at_once(backward)
+    n = max(n, world.size)
+    mine = list(range(n)[share(n, world.rank, world.size)])
+    made, problem, was_training = list[Tensor](), None, backward.recipe.training
+    backward.buffers.keep()
+    backward.recipe.eval()
+    try:
+        with backward.eager():
+            for first in range(0, len(mine), size):
+                made.append(_pictures(backward, data, ask, mine[first : first + size], n, halt))
+    except Interrupted:
+        pass
+    except Exception as error:  # a recipe's, a sampler's or the user's: whatever it is, training goes on
+        problem = error
+    finally:
+        backward.recipe.train(was_training)
+        backward.buffers.restore()
+    halted, failed = world.sum([float(halt()), float(problem is not None)])
+    if halted:
+        raise Interrupted
+    if failed:
+        raise Failed(why(problem) if problem else "another process could not make its share") from problem
+    return _until(halt, iter(torch.split(world.gather(torch.cat(made)), size)))
+
+
+def _pictures(backward: Backward, data: Data, ask: Ask, which: list[int], n: int, halt: Halt) -> Tensor:
+    """uint8 (B, C, *S). Raises UserError for what is no picture."""
+    recipe, seed = backward.recipe, backward.seed
+    ask = replace(ask, n=len(which), labels=_labels(recipe, data, which, n))
+    with reproducible(backward.device, seed, "judge", which[0]), backward.autocast():
+        last = deque(_until(halt, recipe.sample(ask, rng=Seeds(seed + which[0]))), maxlen=1).pop()
+        images = recipe.picture(last).float()
+    if not torch.isfinite(images).all():
+        raise UserError("they hold numbers that are not finite")
+    return images.clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+
+
+def _labels(recipe: Recipe, data: Data, which: list[int], n: int) -> tuple[int, ...] | None:
+    """Of examples that are spread over the data, so that classes come as often as there."""
+    if not getattr(recipe.config, "classes", ()):
+        return None
+    labels = data.batch(np.array(which) * len(data) // n, None).get("label")
+    return None if labels is None else tuple(labels.tolist())
+
+
+def why(error: BaseException) -> str:
+    """What went wrong, in some words."""
+    if out_of_memory(error):
+        return "there is too little memory for it"
+    said = str(error).strip().splitlines()
+    words = said[0].rstrip(".") if said else ""
+    return words if isinstance(error, UserError) and words else f"{type(error).__name__}: {words}".rstrip(": ")
 
 
 def _until(halt: Halt, things: Iterator[T]) -> Iterator[T]:

@@ -65,10 +65,10 @@ class Log:
         for tracker in self._trackers:
             tracker.log(numbers, line["step"])
 
-    def progress(self, step: int, loss: float | None, rate: float) -> None:
-        """At most once in a while: step, loss, images per second, time left."""
+    def progress(self, step: int, loss: float | None, rate: float, figure: str = "") -> None:
+        """At most once in a while: step, loss, the newest figure of the pictures, images per second, time left."""
         left = (self._total - step) * self._batch / rate if rate else 0.0
-        text = f"loss {loss:.4f}" if loss is not None else "no loss"
+        text = (f"loss {loss:.4f}" if loss is not None else "no loss") + (f"  {figure}" if figure else "")
         if self._bar:
             self._bar.update(step, f"{text}  {rate:,.0f} img/s")
         elif not self.quiet and self.main and (time.monotonic() - self._said > 10 or step == self._total):

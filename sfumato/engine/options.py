@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sfumato.engine.judge import Judge
 from sfumato.errors import UserError
 from sfumato.recipe import Ask, Training
 
@@ -32,7 +33,9 @@ class Options:
     keep: int = 3  # checkpoints
     sample_every: int = 1000  # steps between preview grids; 0: none
     log_every: int = 50
-    evaluate_every: int = 1000  # steps between held-out losses; 0: none
+    evaluate_every: int = 1000  # steps between evaluations: held-out loss, and the judge's verdict; 0: none
+    judge: Judge | None = None  # of pictures of the averaged model; the checkpoint it likes best is kept
+    evaluate_n: int = 256  # pictures for the judge
     on_nan: Literal["skip", "stop"] = "skip"
     report_to: tuple[str, ...] = ()  # tensorboard, wandb, trackio, mlflow
     quiet: bool = False  # no progress on the terminal
@@ -56,6 +59,7 @@ class Options:
             ("save_every", self.save_every, 0),
             ("sample_every", self.sample_every, 0),
             ("evaluate_every", self.evaluate_every, 0),
+            ("evaluate_n", self.evaluate_n, 1),
         ):
             if value < least:
                 raise UserError(f"{name} is {value}: it must be at least {least}.")

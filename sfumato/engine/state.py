@@ -118,10 +118,12 @@ def infinite(tensors: Mapping[str, Tensor]) -> str | None:
     return next((name for name, t in real.items() if not torch.isfinite(t).all()), None)
 
 
-def rotate(run: RunFolder, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints; called once the newest is known to be on the disk."""
+def rotate(run: RunFolder, keep: int, spare: str = "") -> None:
+    """Delete all but the newest `keep` checkpoints and the one called `spare`; called once the newest is known to be on
+    the disk."""
     for old in checkpoints(run)[max(keep, 1) :]:
-        files.remove(old)
+        if old.name != spare:
+            files.remove(old)
 
 
 # -- checking ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from sfumato.engine.judge import Verdict
+
 __all__ = ["Step"]
 
 
@@ -25,6 +27,7 @@ class Step:
     saved: Path | None = None  # a checkpoint, or final/ in the last step
     grid: Path | None = None  # a preview
     held: Mapping[str, float] | None = None
+    verdict: Verdict | None = None  # of the averaged model's pictures, in the first process
     line: Mapping[str, Any] | None = None  # what went to metrics.jsonl
     stopped: str | None = None  # the signal that ended the run after this step; EXIT_CODES has its exit code
 

@@ -17,6 +17,7 @@ from sfumato.engine import plan
 from sfumato.engine import state as store
 from sfumato.engine.backward import Backward, Interrupted, reproducible
 from sfumato.engine.distributed import World, join
+from sfumato.engine.keeper import Keeper
 from sfumato.engine.log import Log, duration
 from sfumato.engine.optim import factor
 from sfumato.engine.options import Options
@@ -79,7 +80,6 @@ class _Trainer:
             )
         self.order = Order(len(data), self.training.batch, options.seed)
         self.part = share(self.training.batch, world.rank, world.size)
-        self._kept = -1  # the step of the newest checkpoint
         self._owed = False  # a look at pictures that a signal cut short
         self._seconds = 0.0  # of the last step
         self.stop = stack.enter_context(Stop())
@@ -115,7 +115,13 @@ class _Trainer:
             self.backward.compile(self.recipe.networks())
         writes = self.run if self.world.main else None
         self.watch = Watch(self.session, self.options, self.held, writes, self.log, self.device)
-        self._describe()
+        self.keeper = Keeper(self.run, self.session, self.options, self.watch, self._describe(), self._machine)
+        self.keeper.take_up(before if found else {})
+        judges = self.world.sum([self.options.judge is not None])[0]
+        if judges not in (0, self.world.size):
+            raise UserError(
+                f"{judges:.0f} of {self.world.size} processes of this run have a judge: give all or none one."
+            )
         self.stop.answer = self._answer if self.world.main and not self.options.quiet else None
 
     def _claim(self, resume: bool) -> Path | None:
@@ -177,7 +183,6 @@ class _Trainer:
                 raise UserError(f"A run keeps its {name} ({old}, not {new}): start another run with --from.")
         self.session.restore(found, before)
         self._owed = before["owed"]
-        self._kept = self.session.step
         self.say(f"Resumed from {found.name}.")
         for name, was, is_now in self._changes(before):
             self.say(f"Changed since then: {name} {was} -> {is_now}.")
@@ -233,11 +238,14 @@ class _Trainer:
             "data": [len(self.data), fingerprint],
         }
 
-    def _describe(self) -> None:
-        """Write down what the model is; warn of an average that cannot keep up."""
+    def _machine(self) -> dict[str, Any]:
+        return {**self._facts(), "threads": self.threads}
+
+    def _describe(self) -> dict[str, Any]:
+        """Write down what the model is; warn of an average that cannot keep up. Returns what was written."""
         config, options = self.recipe.config, self.options
         classes = getattr(config, "classes", ()) or getattr(self.data, "classes", ())
-        self.document = {
+        document = {
             "format": store.FORMAT,
             "version": __version__,
             "paper": type(self.recipe).__module__.rpartition(".")[2],
@@ -256,7 +264,7 @@ class _Trainer:
         if self.run and self.world.main:
             decided = {"precision": self._facts()["precision"], "threads": self.threads}
             decided["accumulate"] = self.backward.accumulate
-            self.run.describe(self.document, options.private, decided)
+            self.run.describe(document, options.private, decided)
         fixed = self.training.ema_rule in ("constant", "copy_first")
         memory = 1.0 / max(1e-12, 1.0 - self.training.ema) if fixed else 0.0
         if memory > self.training.steps:
@@ -264,6 +272,7 @@ class _Trainer:
                 f"The average has a memory of {memory:,.0f} steps, the run {self.training.steps:,}: it will lag "
                 "behind the weights; a smaller ema or ema_rule warmup helps."
             )
+        return document
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -276,7 +285,7 @@ class _Trainer:
             return
         if session.step >= total:
             self.say(f"The run already has its {total:,} steps: ask for more with --steps.")
-            self._finish()
+            self.keeper.finish()
             return
         batches = feed(
             self.data, self.order, self.part, session.step, total, self.options.workers, self.device, self._halt_alone
@@ -315,16 +324,19 @@ class _Trainer:
         out: dict[str, Any] = {}
         if self.session.step % self.options.log_every == 0 or self.session.step == self.training.steps:
             out["line"] = self.watch.line(lr)
-        self.log.progress(self.session.step, self.watch.loss, self.watch.rate)
+        self.log.progress(self.session.step, self.watch.loss, self.watch.rate, self.watch.figure)
         return out | self._look()
 
     def _look(self) -> dict[str, Any]:
         """A look that a signal cuts short is owed: it is taken when the run goes on, so that no line is missing."""
         try:
-            return self.watch.look(lambda: self.stop.asked)
+            seen = self.watch.look(lambda: self.stop.asked)
         except Interrupted:
             self._owed = True
             return {}
+        if (verdict := seen.get("verdict")) and verdict.sound:
+            self.keeper.consider(verdict)
+        return seen
 
     def _pay(self) -> None:
         """Take the look that a signal cut short, and keep the checkpoint that knows of it."""
@@ -332,15 +344,15 @@ class _Trainer:
         self._look()
         self._owed = self.world.any(self._owed)  # only one process makes the pictures
         if not self._owed:
-            self._kept = -1
-            self._save()
+            self.keeper.kept = -1
+            self.keeper.save(owed=False)
 
     def _ended(self, step: Step) -> Step:
         """The step, with what was saved and whether a signal ends the run here."""
         with self._last_words():
             asked = self.world.any(self.stop.asked)
         stopped = self.stop.signal or "SIGTERM" if asked else None  # SIGTERM: it was another process that was asked
-        return dataclasses.replace(step, stopped=stopped, saved=self._saved(stopped))
+        return dataclasses.replace(step, stopped=stopped, saved=self.keeper.saved(stopped, owed=self._owed))
 
     def _answer(self) -> str:
         """How long a signal will have to wait."""
@@ -348,42 +360,6 @@ class _Trainer:
         wait = self._seconds / parts
         what = "micro-batch" if self.world.size == 1 else "step"
         return f"stopping after this {what}{f', in about {wait:.0f} s' * (wait >= 2)}, and saving."
-
-    # -- saving --------------------------------------------------------------------------------------------------------
-
-    def _saved(self, stopped: str | None) -> Path | None:
-        s, every = self.session, self.options.save_every
-        done = s.step == self.training.steps
-        if not self.run or not (done or stopped or (every and s.step % every == 0)):
-            return None
-        path = self._save()
-        if stopped:
-            self.say(
-                f"Stopped by {stopped} after step {s.step:,}; saved. Go on with: sfumato train --resume {self.run.path}"
-            )
-        return (self._finish() if done else None) or path
-
-    def _save(self, *, alone: bool = False) -> Path:
-        assert self.run
-        s = self.session
-        target = self.run.checkpoints / f"step_{s.step:08d}"
-        s.refuse_infinite()
-        if self.world.main and s.step != self._kept:
-            self.log.sync()
-            state = {**s.state(), **self._facts(), "threads": self.threads, "owed": self._owed}
-            store.save(self.run, s.step, s.tensors(), state, self.document)
-            store.rotate(self.run, self.options.keep)
-            self.watch.data()
-        self._kept = s.step
-        if not alone:
-            self.world.barrier()
-        return target
-
-    def _finish(self) -> Path | None:
-        """Write final/, the model that `load` prefers."""
-        if self.run and self.world.main:
-            return store.write_final(self.run, self.session.averaged_model(), self.document)
-        return None
 
     @contextmanager
     def _last_words(self) -> Iterator[None]:
@@ -393,7 +369,7 @@ class _Trainer:
         except UserError:
             if self.run and self.session.step and self.session.whole:
                 try:
-                    self._save(alone=True)  # others may be dead
+                    self.keeper.save(owed=self._owed, alone=True)  # others may be dead
                 except UserError as problem:
                     self.say(str(problem))
             raise

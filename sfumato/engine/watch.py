@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from sfumato.engine import evaluate, health
+from sfumato.engine.backward import Interrupted, reproducible
+from sfumato.engine.judge import Verdict
 from sfumato.engine.log import Log
 from sfumato.engine.options import Options
 from sfumato.engine.order import Data, listed
@@ -47,6 +50,7 @@ class Watch:
             log.say(message)
         self._began, self._first, self._warned = time.perf_counter(), session.step, False
         self._told: set[str] = set()
+        self.figure = ""  # the newest verdict, in few words
 
     def begin(self) -> None:
         self._began, self._first = time.perf_counter(), self.session.step
@@ -99,17 +103,60 @@ class Watch:
         )
 
     def look(self, halt: Callable[[], bool]) -> dict[str, Any]:
-        """Whatever is due at this step: a held-out loss, a grid. Raises Interrupted when asked to halt, and is then to
-        be asked again."""
-        o, s, out = self.options, self.session, dict[str, Any]()
+        """Whatever is due at this step: a held-out loss, a verdict on pictures, a grid. Raises Interrupted when asked
+        to halt, and is then to be asked again."""
+        o, s, out, line = self.options, self.session, dict[str, Any](), dict[str, Any]()
         if self.held is not None and self._due(o.evaluate_every):
             with s.ema.swapped():
                 out["held"] = evaluate.held_loss(s.backward, self.held, s.step, halt=halt)
-        if self.run and self._due(o.sample_every):
-            out["grid"] = self._grid(halt, out.get("held"))
-        if "held" in out:
-            self.log.metrics({"step": s.step, **{f"held/{name}": value for name, value in out["held"].items()}})
+            line |= {f"held/{name}": value for name, value in out["held"].items()}
+        shows = not s.recipe.use
+        if shows and o.judge is not None and self._due(o.evaluate_every) and (verdict := self._verdict(halt)):
+            out["verdict"] = verdict
+            line |= verdict.line()
+        if shows and self.run and self._due(o.sample_every):
+            out["grid"] = self._grid(halt, out.get("held"), out.get("verdict"))
+        if line:
+            self.log.metrics({"step": s.step, **line})
         return out
+
+    def _verdict(self, halt: Callable[[], bool]) -> Verdict | None:
+        """The judge's, in the process that writes; None where it fails, which is said once. Raises Interrupted."""
+        o, s = self.options, self.session
+        assert o.judge
+        try:
+            with s.ema.swapped():
+                pictures = evaluate.portfolio(s.backward, s.data, o.preview, o.evaluate_n, halt=halt)
+            if not s.world.main:
+                return None
+            verdict = self._judged(pictures)
+        except evaluate.Failed as problem:
+            self._unjudged(str(problem), problem.__cause__)
+            return None
+        self.figure = str(verdict).partition(" (")[0]
+        if not verdict.sound:
+            self._unjudged(f"{verdict.name} is no finite number")
+        return verdict
+
+    def _judged(self, pictures: Iterator[Tensor]) -> Verdict:
+        assert self.options.judge
+        try:
+            with reproducible(self.device, self.options.seed, "judge"):
+                return self.options.judge(pictures)
+        except Interrupted:
+            raise
+        except Exception as error:  # the user's function, or a metric's: whatever it is, training goes on
+            raise evaluate.Failed(evaluate.why(error)) from error
+
+    def _unjudged(self, why: str, error: BaseException | None = None) -> None:
+        if why not in self._told:
+            self._told.add(why)
+            if error:
+                self.log.note("".join(traceback.format_exception(error)).rstrip())
+            self.log.say(
+                f"The pictures of step {self.session.step:,} were not judged: {why}. Training goes on, and this is "
+                "said once."
+            )
 
     def data(self) -> None:
         """Name the examples whose files were changed or lost since they were read. Training is not touched by it."""
@@ -135,7 +182,7 @@ class Watch:
             self.log.say(f"The pictures of step {s.step:,} do not fit into memory: --sample-every 0 asks for none.")
             return None
 
-    def _grid(self, halt: Callable[[], bool], held: Mapping[str, float] | None) -> Path | None:
+    def _grid(self, halt: Callable[[], bool], held: Mapping[str, float] | None, verdict: Verdict | None) -> Path | None:
         assert self.run
         pictures = self._pictures(halt)
         if pictures is None:
@@ -145,6 +192,7 @@ class Watch:
             why = "; ".join(health.reasons(self.facts()))
             self.log.say(f"The pictures of step {self.session.step:,} look like noise: {why}.")
         text = health.caption(self.newest, held, noise) if self.newest else ""
+        text = "\n".join([*([text] if text else []), *([str(verdict)] if verdict else [])])
         try:
             return evaluate.write_grid(pictures, self.run.samples / f"step_{self.session.step:08d}.png", text)
         except OSError as error:

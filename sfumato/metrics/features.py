@@ -37,6 +37,8 @@ class Extractor(nn.Module, ABC):
     width   D, the number of features
     size    pixels a side, None: as the pictures come
     resize  name of a mode of `resize`
+    scaled  sets are compared in features minus the reference's mean over its deviation: for networks whose features
+            have no published scale, where a few large ones would decide alone
     """
 
     name: str
@@ -44,6 +46,7 @@ class Extractor(nn.Module, ABC):
     width: int
     size: int | None
     resize: str
+    scaled: bool = False
 
     def describe(self, name: str, digest: str, width: int, size: int | None, resize: str) -> None:
         """Set what the figures say, and freeze."""
@@ -56,6 +59,11 @@ class Extractor(nn.Module, ABC):
         """All that a figure depends on but the pictures: 'lite0@64 (232 features, clean, 5793442442f2)'."""
         at = f"@{self.size}" if self.size else ""
         return f"{self.name}{at} ({self.width} features, {self.resize}, {self.digest[:12]})"
+
+    @property
+    def protocol(self) -> str:
+        """The identity, and whether sets are compared in scaled features."""
+        return self.identity.replace(" (", " (scaled, ", 1) if self.scaled else self.identity
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Read:

@@ -110,7 +110,7 @@ def _measure(other: Gaussian) -> Callable[[Tensor, Tensor], float]:
 
     def measure(mean: Tensor, cov: Tensor) -> float:
         values = torch.linalg.eigvalsh(factor.T @ cov @ factor)
-        overlap = values[values > len(values) * EPS * values[-1]].sqrt().sum()
+        overlap = values[values > len(values) * EPS * values[-1:].sum()].sqrt().sum()  # there may be none
         difference = mean - other.mean
         return float(difference @ difference + cov.trace() + trace - 2 * overlap)
 

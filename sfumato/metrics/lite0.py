@@ -95,6 +95,8 @@ class Lite0(Extractor):
     their floor is printed beside them. `size` 64 suits pictures of up to about 96 pixels; it was trained at 224.
     """
 
+    scaled = True
+
     def __init__(self, path: Path | None = None, *, size: int = 64, resize: str = "clean") -> None:
         super().__init__()
         path = path or wheel()

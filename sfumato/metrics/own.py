@@ -57,6 +57,8 @@ class Net(nn.Module):
 class Own(Extractor):
     """The trained extractor: made by `fit`, kept by `save`, read by `load`."""
 
+    scaled = True
+
     def __init__(self, net: Net, channels: int, dims: int, size: int) -> None:
         super().__init__()
         self.net, self.channels, self.dims = net, channels, dims

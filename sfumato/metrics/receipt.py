@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,6 +14,8 @@ from sfumato.errors import UserError
 __all__ = ["Figure", "Receipt"]
 
 FORMAT = "sfumato receipt 1"
+NUMBERS = ("value", "error", "low", "high", "floor")
+INFINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # which JSON has not: the PSNR of equal pictures
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class Receipt:
         """JSON, whole or absent. Raises OSError."""
         beside = path.with_name(f".{path.name}.tmp")
         try:
-            beside.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+            told = json.dumps({"format": FORMAT, **_plain(asdict(self))}, indent=1, allow_nan=False)
+            beside.write_text(told + "\n", encoding="utf-8")
             return beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
@@ -75,7 +79,19 @@ class Receipt:
             if told.pop("format") != FORMAT:
                 raise ValueError
             known = {field.name for field in fields(Figure)}
-            figures = tuple(Figure(**{k: v for k, v in one.items() if k in known}) for one in told.pop("figures"))
+            figures = tuple(
+                Figure(**{k: INFINITE.get(v, v) if k in NUMBERS else v for k, v in one.items() if k in known})
+                for one in told.pop("figures")
+            )
             return cls(figures, **told)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{path} is no receipt of `sfumato evaluate`.") from None
+
+
+def _plain(told: Any) -> Any:
+    """With words for what JSON has no numbers for."""
+    if isinstance(told, Mapping):
+        return {name: _plain(value) for name, value in told.items()}
+    if isinstance(told, list | tuple):
+        return [_plain(value) for value in told]
+    return str(told) if isinstance(told, float) and not math.isfinite(told) else told

@@ -1,6 +1,6 @@
 """What a U-Net is made of, as plain values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
@@ -25,6 +25,16 @@ LIMITS = (  # (lowest, highest, fields)
     (-1e6, 1e6, ("rescale", "shift")),
     (0.0, 1e6, ("fourier",)),
 )
+
+
+def check(config: object, limits: Iterable[tuple[float, float, Iterable[str]]]) -> None:
+    """Raises ValueError for a field that is not within its (lowest, highest, fields), as every number of it must be."""
+    for low, high, names in limits:
+        for name in names:
+            value = getattr(config, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if not low <= number <= high:
+                    raise ValueError(f"{name} is {number}, and must be from {low:g} to {high:g}")
 
 
 @dataclass(frozen=True)
@@ -66,12 +76,7 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for what no network can be. Widths may be of any size: what is too large is counted."""
-        for low, high, names in LIMITS:
-            for name in names:
-                value = getattr(self, name)
-                for number in value if isinstance(value, tuple) else (value,):
-                    if not low <= number <= high:
-                        raise ValueError(f"{name} is {number}, and must be from {low:g} to {high:g}")
+        check(self, LIMITS)
         if not 1 <= len(self.widths) <= 16 or len(self.attention) > 16 or len(self.pad) != 2:
             raise ValueError("widths and attention are for 1 to 16 levels, and pad is two numbers")
         if self.pyramid not in ("none", "residual", "skip"):
@@ -153,6 +158,10 @@ ADM_256 = replace(ADM, widths=(256, 256, 512, 512, 1024, 1024), attention=(3, 4,
 ADM_512 = replace(ADM, widths=(128, 256, 256, 512, 512, 1024, 1024), attention=(4, 5, 6), time_width=256)
 ADM_UP_256 = replace(ADM, channels=6, widths=(192, 192, 384, 384, 768, 768), attention=(3, 4, 5), heads=4, head_width=0)
 ADM_UP_512 = replace(ADM, channels=6, widths=(192, 192, 384, 384, 768, 768), attention=(4, 5))
+READ_64 = replace(ADM, widths=(128, 256, 384, 512), blocks=4, attention=(1, 2, 3))  # classifiers' encoders
+READ_128 = replace(ADM, widths=(128, 128, 256, 384, 512), attention=(2, 3, 4))
+READ_256 = replace(ADM, widths=(128, 128, 256, 256, 512, 512), attention=(3, 4, 5))
+READ_512 = replace(ADM, widths=(64, 128, 128, 256, 256, 512, 512), attention=(4, 5, 6), time_width=128)
 
 SONG_DDPM = UNetConfig(attend_last=True, dropout=0.1)
 DDPMPP = replace(SONG_DDPM, blocks=4, group_width=4, resample_blocks=True, project_resampled=True, rescale=0.5**0.5)

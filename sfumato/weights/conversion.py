@@ -3,15 +3,15 @@ our network has it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.errors import UserError
-from sfumato.networks import UNet, UNetConfig
+from sfumato.networks import UNet
 from sfumato.networks.blocks import ResBlock
 from sfumato.networks.unet import Stage
 
@@ -55,9 +55,10 @@ class Place(NamedTuple):
 class Conversion:
     """A conversion under way. Raises UserError for a key that is missing, left over or of another shape."""
 
-    def __init__(self, state: State, config: UNetConfig) -> None:
+    def __init__(self, state: State, config: Any, make: Callable[[], nn.Module] | None = None) -> None:
+        """`make`: our network, where it is no U-Net of that config."""
         with torch.device("meta"):
-            self.net = UNet(config)
+            self.net: Any = UNet(config) if make is None else make()
         self.config, self.rest = config, dict(state)
         self.want = {name: tensor.shape for name, tensor in self.net.state_dict().items()}
         self.made: dict[str, Tensor] = {}
@@ -85,14 +86,16 @@ class Conversion:
         self.copy("encoder.time.first", first)
         self.copy("encoder.time.second", second)
 
-    def halves(self) -> tuple[tuple[str, list[Stage]], tuple[str, list[Stage]]]:
-        """The stages of encoder (with the middle) and decoder, whose rows are packed, in the order of computation."""
-        encoder, decoder = self.net.encoder, self.net.decoder
-        return ("encoder", [*encoder.levels, *encoder.middle]), ("decoder", [*decoder.levels])
+    def halves(self) -> tuple[tuple[str, list[Stage]], ...]:
+        """The stages of encoder (with the middle) and decoder, if there is one, whose rows are packed, in the order of
+        computation."""
+        encoder, decoder = self.net.encoder, getattr(self.net, "decoder", None)
+        first = ("encoder", [*encoder.levels, *encoder.middle])
+        return (first,) if decoder is None else (first, ("decoder", [*decoder.levels]))
 
     def stages(self, leaves: Leaves, encoder: Sequence[Place], decoder: Sequence[Place]) -> None:
         """Everything of the stages but attention."""
-        for (half, stages), places in zip(self.halves(), (encoder, decoder), strict=True):
+        for (half, stages), places in zip(self.halves(), (encoder, decoder), strict=False):
             paths = self.paths(half)
             rows: list[tuple[Tensor, Tensor]] = []
             for path, stage, place in zip(paths, stages, places, strict=True):
@@ -120,7 +123,7 @@ class Conversion:
 
     def mixers(self, encoder: Sequence[Place], decoder: Sequence[Place]) -> Iterable[tuple[str, str, int, int]]:
         """(our name, their name, channels, heads) of every attention."""
-        for (half, stages), places in zip(self.halves(), (encoder, decoder), strict=True):
+        for (half, stages), places in zip(self.halves(), (encoder, decoder), strict=False):
             for path, stage, place in zip(self.paths(half), stages, places, strict=True):
                 if stage.mixer is not None:
                     channels = self.want[f"{path}.mixer.project.bias"][0]

@@ -1,4 +1,6 @@
-"""improved-diffusion @1bc7bbbd and guided-diffusion @22e0df81 (ADM), the diffusion models.
+"""improved-diffusion @1bc7bbbd and guided-diffusion @22e0df81 (ADM): diffusion models, upsamplers, classifiers.
+
+An upsampler is a model with twice the channels of its pictures. A classifier is half of one, and its pooling.
 
 Blocks are numbered through; attention and resampling share the number of the block before them, but for the encoder's
 resampling, which has its own. Query, key and value are one layer, packed head by head ("legacy") or, with
@@ -11,9 +13,10 @@ from torch import Tensor
 
 from sfumato.networks import UNetConfig
 from sfumato.networks.attention import from_legacy
+from sfumato.networks.classifier import ClassifierConfig, EncoderClassifier
 from sfumato.weights.conversion import Conversion, Converted, Leaves, Place, State, unwrapped
 
-__all__ = ["convert"]
+__all__ = ["classifier", "convert"]
 
 LEAVES = Leaves("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection")
 
@@ -26,7 +29,34 @@ def convert(state: State, config: UNetConfig, *, new_order: bool = False) -> Con
     c.copy("encoder.stem", "input_blocks.0.0")
     c.copy("decoder.norm", "out.0")
     c.copy("decoder.head", "out.2")
-    encoder, decoder = places(config)
+    halves(c, new_order)
+    return c.finish(table(c))
+
+
+def classifier(state: State, config: ClassifierConfig, *, new_order: bool = False) -> dict[str, Tensor]:
+    """For `EncoderClassifier.load_state_dict`, of `classifier_pool` attention or adaptive (average here). Raises
+    UserError for a key that is missing, left over or of another shape."""
+    c = Conversion(unwrapped(state, "module."), config.encoder, lambda: EncoderClassifier(config))
+    c.time("time_embed.0", "time_embed.2")
+    c.copy("encoder.stem", "input_blocks.0.0")
+    c.copy("norm", "out.0")
+    halves(c, new_order)
+    width, head = config.encoder.widths[-1], config.encoder.dims
+    if config.pool == "average":
+        c.put("pool.project.weight", c.take("out.3.weight", (config.classes, width, *(1,) * head)))
+        c.put("pool.project.bias", c.take("out.3.bias", (config.classes,)))
+        return c.finish().network
+    positions = c.want["pool.position"][0]
+    c.put("pool.position", c.take("out.2.positional_embedding", (width, positions)).T)
+    for ours, theirs, rows in (("qkv", "qkv_proj", 3 * width), ("project", "c_proj", config.classes)):
+        c.put(f"pool.{ours}.weight", c.take(f"out.2.{theirs}.weight", (rows, width, 1)))
+        c.put(f"pool.{ours}.bias", c.take(f"out.2.{theirs}.bias", (rows,)))
+    return c.finish().network
+
+
+def halves(c: Conversion, new_order: bool) -> None:
+    """Stages and attention of the encoder and, where there is one, the decoder."""
+    encoder, decoder = places(c.config)
     c.stages(LEAVES, encoder, decoder)
     for name, key, channels, heads in c.mixers(encoder, decoder):
         c.copy(f"{name}.norm", f"{key}.norm")
@@ -35,7 +65,6 @@ def convert(state: State, config: UNetConfig, *, new_order: bool = False) -> Con
         for leaf, shape in (("weight", (3 * channels, channels, 1)), ("bias", (3 * channels,))):
             packed = c.take(f"{key}.qkv.{leaf}", shape)
             c.put(f"{name}.qkv.{leaf}", packed if new_order else from_legacy(packed, heads))
-    return c.finish(table(c))
 
 
 def table(c: Conversion) -> Tensor | None:

@@ -1,0 +1,1 @@
+"""The data room: a folder of pictures looked at from every side."""
