@@ -23,6 +23,8 @@ _HOME = {
     "Cosine": "core.schedules",
     "DDIM": "samplers.ancestral",
     "DataOptions": "data",
+    "DiT": "networks.dit",
+    "DiTConfig": "networks.dit",
     "Discrete": "core.schedules",
     "Estimate": "core.estimate",
     "NeuralDenoiser": "core.denoiser",
@@ -38,6 +40,7 @@ _HOME = {
     "colorize": "edits",
     "decode": "edits",
     "encode": "edits",
+    "evaluate_run": "apps.evaluation",
     "fresh": "engine.train",
     "inpaint": "edits",
     "interpolate": "edits",
@@ -51,6 +54,7 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
+    from sfumato.apps.evaluation import evaluate_run as evaluate_run
     from sfumato.core.cond import Cond as Cond
     from sfumato.core.denoiser import NeuralDenoiser as NeuralDenoiser
     from sfumato.core.estimate import Estimate as Estimate
@@ -73,6 +77,8 @@ if TYPE_CHECKING:
     from sfumato.engine.train import steps as steps
     from sfumato.networks import UNet as UNet
     from sfumato.networks import UNetConfig as UNetConfig
+    from sfumato.networks.dit import DiT as DiT
+    from sfumato.networks.dit import DiTConfig as DiTConfig
     from sfumato.recipe import Ask as Ask
     from sfumato.recipe import At as At
     from sfumato.recipe import Recipe as Recipe
