@@ -37,6 +37,10 @@ class Request:
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int | None = None
     only: int | None = None  # of these pictures, keep this one
+    interval: tuple[float, float] | None = None  # of guidance, in t
+    rescale: float = 0.0
+    negative: tuple[str, ...] = ()  # classes that guidance leads away from, in turn
+    weak: str = ""  # the hash of a run that it leads away from
     classifier: str = ""  # the hash of one that steers
     classifier_scale: float | None = None
     discriminator: str = ""

@@ -13,6 +13,7 @@ import torch
 from tyro.conf import OmitArgPrefixes, Positional
 
 from sfumato.cli.flags import pixels
+from sfumato.cli.guide import GuideFlags, asked, refuse_leads, weak_of
 from sfumato.cli.parse import option, parse
 from sfumato.cli.plan import memory_of
 from sfumato.cli.progress import Progress
@@ -79,6 +80,7 @@ class Sample:
     device: Annotated[str, option("auto: a GPU if there is one", "auto|cpu|cuda[:I]|mps")] = "auto"
     precision: Annotated[Literal["fp32", "bf16"] | None, option("bf16: often faster", None, "fp32")] = None
     threads: Annotated[int | None, option("CPU threads", "N", "timed")] = None
+    guide: OmitArgPrefixes[GuideFlags] = field(default_factory=GuideFlags)
     steer: OmitArgPrefixes[SteerFlags] = field(default_factory=SteerFlags)
 
 
@@ -93,7 +95,9 @@ def run(args: list[str]) -> int:
     recipe = steered(opened(home, choose_device(flags.device)), flags.steer)
     request = remembered(_request(flags, recipe, home), recipe, flags.steer)
     out = writable(flags.out or free_folder(run / "pictures"))
-    studio = Studio(recipe, request, out, name_of(config), model_hash(home), metadata=not flags.no_metadata)
+    weak = weak_of(recipe, flags.guide)
+    shown = not flags.no_metadata
+    studio = Studio(recipe, request, out, name_of(config), model_hash(home), metadata=shown, weak=weak)
     try:
         _doubt(studio.work(strip=flags.strip), config, run, home)
     except ArithmeticError as error:
@@ -143,7 +147,9 @@ def _request(flags: Sample, recipe: Recipe, home: Path) -> Request:
     }
     given |= {"size": _size(flags.size), "labels": names_of(flags.label, classes) or None}
     request = replace(base, **{name: value for name, value in given.items() if value is not None})
-    refuse_labels(request.labels, request.guidance, classes)
+    request = asked(request, flags.guide, classes)
+    refuse_leads(request)
+    refuse_labels(request.labels, 1.0 if request.weak else request.guidance, classes)
     shape = (request.size or tuple(recipe.config.shape[:0:-1]))[::-1]
     batch = batch_of(request.batch, request.n, shape)
     _refuse_large(batch * recipe.config.shape[0] * prod(shape), next(recipe.parameters()).device)

@@ -55,6 +55,7 @@ class Studio:
     model: str
     digest: str
     metadata: bool = True
+    weak: Recipe | None = None  # what guidance leads away from
 
     def work(self, *, strip: bool = False) -> list[Pixels]:
         """Batch by batch; then the grid, and a word about what there is now. Returns what the grid shows."""
@@ -95,8 +96,17 @@ class Studio:
         r = self.request
         names = [self._label(i) for i in range(chunk.first, chunk.first + chunk.size)]
         labels = tuple(self._classes.index(name) for name in names) if self._classes else None
+        away = [r.negative[i % len(r.negative)] for i in range(chunk.first, chunk.first + chunk.size) if r.negative]
         return Ask(
-            n=chunk.size, labels=labels, guidance=r.guidance, sampler=self._sampler(), size=r.size and r.size[::-1]
+            n=chunk.size,
+            labels=labels,
+            guidance=r.guidance,
+            interval=r.interval,
+            rescale=r.rescale,
+            negative=tuple(map(self._classes.index, away)) or None,
+            weak=self.weak,
+            sampler=self._sampler(),
+            size=r.size and r.size[::-1],
         )
 
     @property
