@@ -232,7 +232,7 @@ def ready(kill_at: int = 0) -> None:
         partial(killed_at, "after rename best@2"),
         partial(killed_at, "half removed@1"),
     ],
-    ids=str,
+    ids=lambda twist: str(twist.args[0]),
 )
 def test_kill_between_the_figure_its_checkpoint_and_its_name(tmp_path: Path, twist: Any) -> None:
     settings = {"save_every": 6, "keep": 1}
