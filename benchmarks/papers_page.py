@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ HEAD = """\
 
 One network ({size:.1f} M parameters), one data set (Fashion-MNIST, 60,000 pictures of 28 x 28, mirrored at random, no
 labels), one budget: {steps:,} steps of batch 32, which take ten minutes on one quiet core of two (consistency: half as
-many steps, each with four passes, upon the edm run). One seed each. The weights are in `benchmarks/runs/` (bfloat16)
-and open with `sfumato sample benchmarks/runs/NAME`, but for VP, whose figures alone are kept; `make run-NAME` trains
-one again.
+many steps, each with four passes, upon the edm run). One seed each, but where others are named. The weights are in
+`benchmarks/runs/` (bfloat16) and open with `sfumato sample benchmarks/runs/NAME`, but for VP and sub-VP, whose figures
+alone are kept; `make run-NAME` trains one again.
 
 ![A row of samples of every run, not selected](images/papers.png)
 
@@ -42,6 +43,10 @@ one again.
 Frechet distance of {n:,} samples to the 10,000 test pictures in the features of a small classifier trained on this set
 ({accuracy:.1%} of the test pictures read right): **no FID**, comparable within this table only. The floor, as many
 training pictures, is **{floor}**. Samplers: `auto` (cld: `sscs`); consistency its own.
+
+"""
+SEEDS = """
+The same with other seeds of training, so that differences between papers can be read:
 
 """
 BITS = """
@@ -69,6 +74,20 @@ def table(rows: dict[str, Any], calls: list[int]) -> str:
         rest = "; ".join(f"{k} {c}: {v}" for (k, c), v in found.items() if k not in COMMON)
         out += f"| {' | '.join([title, format(rows[name]['parameters'], ','), *cells, rest])} |\n"
     return out
+
+
+def seeds(rows: dict[str, Any], calls: list[int]) -> str:
+    """Runs that differ by the seed alone: fashion_edm, fashion_edm_s1, ..."""
+    out = ""
+    for name, title in TITLES.items():
+        found = [row for other, row in rows.items() if other == name or re.fullmatch(rf"{name}_s\d+", other)]
+        if len(found) > 1:
+            cells = [[row["frechet"][f"auto, {n}"] for row in found] for n in calls]
+            out += f"| {title} | {' | '.join(' '.join(f'{v:.2f}' for v in cell) for cell in cells)} |\n"
+    if not out:
+        return ""
+    head = ["paper", *(f"{n} calls" for n in calls)]
+    return f"{SEEDS}| {' | '.join(head)} |\n{'|---' * len(head)}|\n{out}"
 
 
 def likelihoods(rows: dict[str, Any]) -> str:
@@ -115,6 +134,7 @@ def main() -> None:
         floor=rows["floor"],
     )
     text += table(rows, [10, 20, 50])
+    text += seeds(rows, [10, 20, 50])
     text += BITS + likelihoods(rows) + END.format(**kept["machine"])
     (ROOT / "docs/papers.md").write_text(text)
     if options.runs:
