@@ -179,7 +179,12 @@ class _Bench:
         return rows
 
     def _settings(self, source: Source, part: str) -> dict[str, str | int | float | bool | None]:
-        return {"data": source.fingerprint, "n": len(source), "part": part}
+        return {
+            "data": source.fingerprint,
+            "features": self.extractor.identity,
+            "n": len(source),
+            "part": part,
+        }
 
     def _cached(self, cache: References | None, source: Source) -> Rows | None:
         if cache is None:

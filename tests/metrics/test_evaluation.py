@@ -228,6 +228,8 @@ def test_references_are_looked_at_once(tmp_path):
     other = Linear(digest="fedcba543210")
     assert measure(MADE, REAL, ("fid",), other, references=tmp_path)[0].value == first[0].value
     assert other.looked == 421, "features of another network are other features"
+    measure(MADE, REAL, ("fid", "is"), look := Linear(), references=tmp_path)
+    assert look.looked == 121, "and lie beside the first ones"
     fewer = Pictures(REAL.data.take(np.arange(200)))
     measure(MADE, fewer, ("fid",), look := Linear(), references=tmp_path)
     assert look.looked == 321
