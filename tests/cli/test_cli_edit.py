@@ -91,7 +91,7 @@ def test_another_size_is_resized_with_its_mask_and_said(run, photo, command, tmp
     said = command(
         "edit", run, colour, "--inpaint", saved(tmp_path / "m.png", mask), "--method", "project", "--out", out, *STEPS
     )
-    assert said.code == 0 and "48 x 48, the run 16 x 16" in said.err and "turned gray" in said.err
+    assert said.code == 0 and "48 x 48, the run is 16 x 16" in said.err and "turned gray" in said.err
     assert seed(out, 0).shape == (16, 16)
     assert np.array_equal(seed(out, 0)[:, :7], seed(out, 1)[:, :7])
 
