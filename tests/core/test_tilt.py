@@ -182,3 +182,18 @@ def test_in_phase_space_the_momentum_is_pulled():
     for t in (0.1, 0.5, 0.9):
         guess, exact = told(u, t), data(u, t)
         assert torch.allclose(guess.eps, exact.eps, rtol=1e-9) and torch.allclose(guess.x0, exact.x0, rtol=1e-9)
+
+
+# -- classifier-free guidance, spec 7.4 --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("w", "end"), [(-1.0, 0.0), (0.0, 0.993404692), (0.5, 1.222983585), (1.0, 1.356764902), (3.0, 1.486388655)]
+)
+def test_classifier_free_scalars(w, end):
+    """Data N(1, 0.25) of a class and N(0, 1) of all: the paper's w is our scale less 1."""
+    process = EDM()
+    told, none = Gaussian(process, 1.0, 0.5), Gaussian(process, 0.0, 1.0)
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    made = float(Heun(18, times.power)(guidance.classifier_free(told, none, 1.0 + w), x))
+    assert made == pytest.approx(end, abs=1e-8)
