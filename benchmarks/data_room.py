@@ -1,11 +1,11 @@
 """The data room on 20,000 pictures: how soon one sees them, what is found of planted copies, how quick 100,000 rows.
 
-    python benchmarks/data_room_base.py /tmp/room20k/base --n 20000 --seed 0
-    python benchmarks/data_room_base.py /tmp/room20k/base --plant /tmp/room20k/planted --seed 1
-    python benchmarks/data_room.py fresh /tmp/room20k/planted    # from nothing; again while it says it was cut short
-    python benchmarks/data_room.py again /tmp/room20k/planted    # a second opening, in a new process
-    python benchmarks/data_room.py copies /tmp/room20k/planted   # recall and precision
-    python benchmarks/data_room.py rows                          # 100,000 synthetic rows
+    python benchmarks/data_room_base.py room/base --n 20000 --seed 0
+    python benchmarks/data_room_base.py room/base --plant room/planted --seed 1
+    python benchmarks/data_room.py fresh room/planted   # from nothing; again while it says it was cut short
+    python benchmarks/data_room.py again room/planted   # a second opening, in a new process
+    python benchmarks/data_room.py copies room/planted  # recall and precision
+    python benchmarks/data_room.py rows                 # 100,000 synthetic rows
 
 Each writes its part of benchmarks/results/data_room.json. The cache lies in the folder beside the pictures.
 """

@@ -1,7 +1,7 @@
 """A base of distinct pictures for the data room's benchmark, and copies planted in it, all from seeds.
 
-    python benchmarks/data_room_base.py /tmp/room20k/base --n 20000 --seed 0
-    python benchmarks/data_room_base.py /tmp/room20k/base --plant /tmp/room20k/planted --seed 1
+    python benchmarks/data_room_base.py room/base --n 20000 --seed 0
+    python benchmarks/data_room_base.py room/base --plant room/planted --seed 1
 
 Emoji of one vendor without skin tones, photographs and glyphs, each laid on a ground and recoloured by a palette of
 its own: 256 x 256 JPEG at quality 90, in train/ and test/ with metadata.jsonl (text, url). Planting links the base and

@@ -30,7 +30,7 @@ from timing import report
 from sfumato import Ask, DataOptions, Seeds, load, open_data
 from sfumato.engine.options import Options
 from sfumato.engine.train import fresh, steps
-from sfumato.recipe import paper
+from sfumato.registry import paper
 from sfumato.samplers.auto import Auto
 
 CLASSIFIER = Path(__file__).parent / "runs" / "fashion_classifier" / "model.safetensors"

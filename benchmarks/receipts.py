@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from classifier import Eyes
+from timing import commit
 
 from sfumato.apps.evaluation import Store, about_reference, looker, made_here, read_reference
 from sfumato.apps.reproduction import training_cost
@@ -69,11 +69,6 @@ def same(path: Path, n: int, seed: int) -> bool:
         return False
     found = Receipt.read(path)
     return found.samples.get("seed") == seed and all(figure.n == n for figure in found.figures)
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short=9", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 class Once:

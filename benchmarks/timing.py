@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from sfumato.engine.plan import processor
 
 
 def alternate(
@@ -38,21 +42,24 @@ def ratios(seconds: dict[str, list[float]], base: str, of: str) -> tuple[float, 
     return statistics.median(row), min(row), max(row)
 
 
-def machine() -> dict[str, object]:
-    """Where and with what a figure was taken; no names of hosts or users."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+def commit() -> str:
+    """The commit that the working tree is of."""
+    words = ["git", "rev-parse", "--short=9", "HEAD"]
+    return subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+
+
+def machine(*peers: str) -> dict[str, object]:
+    """Where and with what a figure was taken, with the versions of the peers; no names of hosts or users."""
     return {
-        "cpu": cpu,
+        "cpu": processor(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        **{peer: version(peer) for peer in peers},
         "python": platform.python_version(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit,
+        "commit": commit(),
     }
 
 

@@ -11,10 +11,7 @@ instead of the clock's: the only sound measure while others use the machine.
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -24,6 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from timing import machine
 from torch import Tensor, nn
 
 from sfumato.networks import HO_CIFAR10, UNet, UNetConfig
@@ -125,31 +123,6 @@ def summary(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     return rows
 
 
-def machine() -> dict[str, object]:
-    import diffusers
-
-    cpu = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.machine(),
-    )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "commit": commit.stdout.strip() or None,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=["ddpm"], choices=list(NETWORKS))
@@ -161,8 +134,9 @@ def main() -> None:
         torch.set_num_threads(1)
     clock = time.process_time if options.shared else time.perf_counter
     warnings.simplefilter("ignore")
-    report: dict[str, object] = {"machine": machine(), "rounds": options.rounds, "shared": options.shared}
-    print(*(f"{key} {value}" for key, value in machine().items()), sep=", ")
+    here = machine("diffusers")
+    report: dict[str, object] = {"machine": here, "rounds": options.rounds, "shared": options.shared}
+    print(*(f"{key} {value}" for key, value in here.items()), sep=", ")
     for name in options.networks:
         config, side, n = NETWORKS[name]
         rows = summary(alternate(variants(config, side, n), options.rounds, clock))

@@ -35,18 +35,20 @@ _HOME = {
     "UNet": "networks",
     "UNetConfig": "networks",
     "VP": "core.schedules",
-    "build": "recipe",
+    "build": "registry",
     "classifier_free": "core.guidance",
     "colorize": "edits",
-    "decode": "edits",
-    "encode": "edits",
+    "decode": "encodings",
+    "encode": "encodings",
     "evaluate_run": "apps.evaluation",
     "fresh": "engine.train",
+    "deblur": "edits",
+    "enlarge": "edits",
     "inpaint": "edits",
-    "interpolate": "edits",
+    "interpolate": "encodings",
     "load": "engine.state",
     "open_data": "data",
-    "paper": "recipe",
+    "paper": "registry",
     "redraw": "edits",
     "steps": "engine.train",
 }
@@ -66,11 +68,13 @@ if TYPE_CHECKING:
     from sfumato.data import DataOptions as DataOptions
     from sfumato.data import open_data as open_data
     from sfumato.edits import colorize as colorize
-    from sfumato.edits import decode as decode
-    from sfumato.edits import encode as encode
+    from sfumato.edits import deblur as deblur
+    from sfumato.edits import enlarge as enlarge
     from sfumato.edits import inpaint as inpaint
-    from sfumato.edits import interpolate as interpolate
     from sfumato.edits import redraw as redraw
+    from sfumato.encodings import decode as decode
+    from sfumato.encodings import encode as encode
+    from sfumato.encodings import interpolate as interpolate
     from sfumato.engine.options import Options as Options
     from sfumato.engine.state import load as load
     from sfumato.engine.train import fresh as fresh
@@ -83,8 +87,8 @@ if TYPE_CHECKING:
     from sfumato.recipe import At as At
     from sfumato.recipe import Recipe as Recipe
     from sfumato.recipe import Training as Training
-    from sfumato.recipe import build as build
-    from sfumato.recipe import paper as paper
+    from sfumato.registry import build as build
+    from sfumato.registry import paper as paper
     from sfumato.samplers.ancestral import DDIM as DDIM
     from sfumato.samplers.ancestral import Ancestral as Ancestral
 

@@ -20,7 +20,7 @@ from sfumato.core.random import Seeds
 from sfumato.errors import UserError
 from sfumato.networks import UNetConfig
 from sfumato.pixels import PixelConfig, Pixels
-from sfumato.recipe import MISFITS, config_dict, config_from, paper, papers
+from sfumato.registry import MISFITS, config_dict, config_from, paper, papers
 
 __all__ = ["Noised", "Seen", "bases", "rebuilt", "remembered"]
 
@@ -74,7 +74,7 @@ class Noised:
     """x_t of a base. Raises UserError for a text that `remembered` did not write."""
 
     def __init__(self, text: str) -> None:
-        self.base = rebuilt(text, unet=lambda self, **sizes: _Blank())
+        self.base = rebuilt(text, make_network=lambda self, **sizes: _Blank())
         self.process: Process = self.base.denoiser.process
         self.channels = self.base.config.shape[0] * (2 if isinstance(self.process, CLD) else 1)
         self.value_range = self.base.value_range

@@ -82,7 +82,7 @@ class Pixels(Recipe):
     backbone: Callable[[Any], nn.Module] = UNet  # what the config's network is of
     led: int = 0  # the first so many channels alone are moved by guidance; 0: all
 
-    def unet(self, *, inputs: int = 1, outputs: int = 1, kind: Callable[[Any], nn.Module] | None = None) -> Any:
+    def make_network(self, *, inputs: int = 1, outputs: int = 1, kind: Callable[[Any], nn.Module] | None = None) -> Any:
         """The config's network for the data's shape, with so many times its channels: of `kind`, else the backbone."""
         channels, *space = self.config.shape
         config = replace(self.config.network, channels=inputs * channels, out=outputs * channels, dims=len(space))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sfumato
-from sfumato import recipe
+from sfumato import registry
 
 ROOT = Path(sfumato.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -20,14 +20,17 @@ MAY = {
     "samplers": {"core"},
     "autoencoders": {"core", "networks"},
     "conditioning": {"core", "networks"},
-    "recipe": {"core", "samplers", "errors", "papers"},
+    "recipe": {"core", "samplers", "errors"},
+    "registry": {"recipe", "errors", "papers"},
     "pixels": {"core", "networks", "samplers", "conditioning", "recipe", "errors"},
-    "edits": {"core", "errors", "pixels", "recipe", "samplers"},
-    "noised": {"core", "networks", "recipe", "pixels", "errors"},
+    "walks": {"core", "errors", "pixels", "recipe", "samplers"},
+    "edits": {"core", "errors", "pixels", "recipe", "samplers", "walks"},
+    "encodings": {"core", "errors", "pixels", "recipe", "samplers", "walks"},
+    "noised": {"core", "networks", "recipe", "registry", "pixels", "errors"},
     "papers": {"core", "networks", "samplers", "autoencoders", "conditioning", "recipe", "pixels", "noised", "errors"},
     "data": {"core", "errors"},
     "metrics": {"core", "networks", "errors", "data"},
-    "engine": {"core", "samplers", "recipe", "errors", "data", "networks"},
+    "engine": {"core", "samplers", "recipe", "registry", "errors", "data", "networks"},
 }
 
 
@@ -86,16 +89,16 @@ def test_one_broadcaster():
     assert [p.name for p in FILES for line in p.read_text().splitlines() if "None, None, None]" in line] == []
 
 
-@pytest.mark.parametrize("name", recipe.papers())
+@pytest.mark.parametrize("name", registry.papers())
 def test_a_paper_file_is_a_paper(name):
-    found = recipe.paper(name)
+    found = registry.paper(name)
     title, *rest = found.doc.strip().splitlines()
     assert "arXiv:" in title and title.endswith(".") and rest, (
         "title, authors, year, arXiv on the first line, then what it is"
     )
     assert found.presets and all(isinstance(p.config, found.config) for p in found.presets.values())
     for preset in found.presets.values():
-        assert recipe.config_from(found.config, recipe.config_dict(preset.config)) == preset.config
+        assert registry.config_from(found.config, registry.config_dict(preset.config)) == preset.config
 
 
 def test_the_public_names_are_sorted_and_there():

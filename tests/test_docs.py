@@ -60,8 +60,8 @@ def test_every_command_and_option_that_is_named_exists():
 
 
 def test_the_readme_lists_every_paper():
-    from sfumato import recipe
+    from sfumato import registry
 
     text = PAGES[0].read_text(encoding="utf8")
-    for name in recipe.papers():
-        assert f"| `{name}` | {recipe.paper(name).title} |" in text
+    for name in registry.papers():
+        assert f"| `{name}` | {registry.paper(name).title} |" in text

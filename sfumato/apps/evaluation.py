@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,17 +19,17 @@ from sfumato import __version__
 from sfumato.apps.reproduction import training_cost
 from sfumato.apps.sampled import Sampled, Sampling, facts_of, planned
 from sfumato.cli.request import batch_of
-from sfumato.cli.runs import at_checkpoint, described, find_run, model_hash, name_of, opened
+from sfumato.cli.runs import at_checkpoint, described, find_run, model_hash, name_of, opened, refuse_use
 from sfumato.data import DataOptions, Dataset, open_data
 from sfumato.data.cache import cache_folder
 from sfumato.engine.distributed import World
-from sfumato.engine.plan import choose_device
+from sfumato.engine.plan import choose_device, processor
 from sfumato.errors import UserError
 from sfumato.metrics.choose import choose
 from sfumato.metrics.evaluation import Show, measure
 from sfumato.metrics.features import Extractor
 from sfumato.metrics.matched import PAIRED
-from sfumato.metrics.own import Own, fit
+from sfumato.metrics.own import Own, fit, keep, kept
 from sfumato.metrics.receipt import Receipt
 from sfumato.metrics.reference import key
 from sfumato.metrics.sources import Known, Pictures, Source, holds
@@ -81,17 +80,16 @@ class Store:
         """The extractor `own`, trained on a reference: the same in all processes."""
         room = self._room("own")
         path = room / f"{key({'data': reference.fingerprint})}.safetensors" if room else None
-        if path is not None and not world.any(not path.is_file()):
-            return Own.load(path)
+        found = kept(path) if path else None
+        if not world.any(found is None) and found is not None:
+            return found
         pictures = reference.batch(np.arange(len(reference)))
         made = fit(pictures, progress=lambda done, total: show("training the features own", done, total))
         if world.size > 1:
             world.same(made.net.state_dict().values())
             made = Own(made.net, made.channels, made.dims, made.size or 0)
         if path is not None and world.main:
-            with suppress(OSError):  # no room for it: it trains again next time
-                path.parent.mkdir(parents=True, exist_ok=True)
-                made.save(path)
+            keep(made, path)
         return made
 
 
@@ -165,6 +163,7 @@ def evaluate_run(
     home, where = find_run(run, "evaluate"), choose_device(device, world.local)
     model = at_checkpoint(home, checkpoint)
     config, recipe = described(model), opened(model, where).requires_grad_(False)
+    refuse_use(recipe, "evaluate")
     whole = statistics_suffice(metrics, features)
     reference = _reference_of(recipe, data, options or DataOptions(), show, whole)
     sampling = sampling or Sampling()
@@ -318,7 +317,7 @@ def about_reference(reference: Source | Known, source: str, options: DataOptions
 
 def made_here(device: torch.device) -> dict[str, Any]:
     """When, by what, on what kind of machine."""
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "sfumato": __version__,
@@ -326,16 +325,6 @@ def made_here(device: torch.device) -> dict[str, Any]:
         "machine": machine,
         "threads": torch.get_num_threads(),
     }
-
-
-def _processor() -> str:
-    """The processor's name, never the host's."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            found = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
-    except OSError:
-        found = ""
-    return found or platform.machine()
 
 
 def keep_receipt(receipt: Receipt, where: Path) -> Path:

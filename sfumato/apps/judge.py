@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,10 +23,11 @@ from sfumato.engine.judge import Verdict
 from sfumato.errors import UserError
 from sfumato.metrics.choose import choose
 from sfumato.metrics.features import Extractor, levels
-from sfumato.metrics.figures import Units
+from sfumato.metrics.figures import Units, title
 from sfumato.metrics.frechet import frechet, noise_floor
 from sfumato.metrics.kid import kid, mmd
-from sfumato.metrics.own import MOST, Own, fit
+from sfumato.metrics.own import MOST, Own, fit, keep, kept
+from sfumato.metrics.receipt import Figure
 from sfumato.metrics.reference import fingerprint
 from sfumato.metrics.reference import key as named
 from sfumato.metrics.statistics import Moments
@@ -56,7 +56,6 @@ class Metric(NamedTuple):
 
     measure: Callable[[Tensor, Tensor], tuple[float, float | None]]
     floor: Callable[[Tensor, int], float]
-    title: Callable[[str], str]  # by the name of the features
 
 
 def _kid(made: Tensor, real: Tensor) -> tuple[float, float | None]:
@@ -105,10 +104,7 @@ def _frechet_floor(real: Tensor, n: int) -> float:
     return noise_floor(real, n, len(real))
 
 
-METRICS = {
-    "kid": Metric(_kid, _kid_floor, lambda features: "KID"),
-    "fid": Metric(_frechet, _frechet_floor, lambda features: "FID" if features == "inception" else "Frechet distance"),
-}
+METRICS = {"kid": Metric(_kid, _kid_floor), "fid": Metric(_frechet, _frechet_floor)}
 
 
 # -- the judge ---------------------------------------------------------------------------------------------------------
@@ -138,7 +134,7 @@ class Distance:
 
     @property
     def title(self) -> str:
-        return METRICS[self.name].title(self.extractor.name)
+        return title(Figure(self.name, 0.0, 0, features=self.extractor.name)).partition(" (")[0]
 
     @property
     def features(self) -> str:
@@ -205,20 +201,9 @@ def _pictures(data: Dataset, n: int) -> Iterator[Tensor]:
 def _own(data: Dataset, show: Show) -> Own:
     """The extractor that trains itself on the training pictures; kept beside the cache of decoded pictures, so that a
     resumed run has the same."""
-    path = _shelf(data)
-    if path.is_file():
-        try:
-            return Own.load(path)
-        except UserError:
-            path.unlink(missing_ok=True)
-    found = fit(torch.cat([*_pictures(data, min(len(data), MOST))]), progress=show)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found.save(path)
-    except OSError:  # no room for it: it trains again next time
-        path.with_name(path.name + ".tmp").unlink(missing_ok=True)
+    path = cache_folder().parent / "own" / f"{named({'data': fingerprint(data)})}.safetensors"
+    found = kept(path)
+    if found is None:
+        found = fit(torch.cat([*_pictures(data, min(len(data), MOST))]), progress=show)
+        keep(found, path)
     return found
-
-
-def _shelf(data: Dataset) -> Path:
-    return cache_folder().parent / "own" / f"{named({'data': fingerprint(data)})}.safetensors"

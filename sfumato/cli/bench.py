@@ -19,7 +19,7 @@ from tyro.conf import Positional
 
 from sfumato.cli.parse import nearest, option, parse
 from sfumato.cli.progress import Progress
-from sfumato.cli.runs import described, find_run, free_folder, opened, writable
+from sfumato.cli.runs import described, find_run, free_folder, opened, refuse_use, writable
 from sfumato.cli.samplers import SAMPLERS, length, own_sampler, refuse_jumps
 from sfumato.cli.show import table
 from sfumato.core.random import Seeds
@@ -89,6 +89,7 @@ def run(args: list[str]) -> int:
     home = find_run(flags.run, "bench samplers")
     described(home)
     recipe = opened(home, choose_device(flags.device))
+    refuse_use(recipe, "bench samplers")
     if own_sampler(recipe) is None:
         raise UserError("this run does not walk a denoiser: there are no samplers to compare.")
     refuse_jumps(recipe, "to compare samplers on")

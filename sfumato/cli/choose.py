@@ -21,7 +21,8 @@ from sfumato.data.options import DataOptions
 from sfumato.data.sources import listing
 from sfumato.engine.backward import Buffers
 from sfumato.engine.plan import choose_threads, out_of_memory
-from sfumato.recipe import At, Paper, Recipe
+from sfumato.recipe import At, Recipe
+from sfumato.registry import Paper
 
 __all__ = ["pick_preset", "pick_size", "rehearse", "timing"]
 

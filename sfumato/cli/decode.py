@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional
 
-from sfumato import edits
-from sfumato.cli.encode import FORMAT, kind_of, one_label, request_of
+from sfumato import encodings
+from sfumato.cli.encode import FORMAT, kind_of, one_label
 from sfumato.cli.parse import option, parse
 from sfumato.cli.progress import Progress
 from sfumato.cli.request import Chunk
@@ -62,11 +62,11 @@ def run(args: list[str]) -> int:
     _refuse_others(shop, about, flags.latents)
     label = one_label(shop, flags.label or about["class"])
     sampler = _sampler(shop, about, flags)
-    request = request_of(shop, flags, sampler, label, len(latents))
+    request = shop.request(flags, sampler, label, len(latents))
     start = time.monotonic()
 
     def make(ask: Ask, chunk: Chunk, show: Callable[[int, int], object]) -> Tensor:
-        return edits.decode(shop.recipe, latents[chunk.first : chunk.first + chunk.size], ask, show=show)
+        return encodings.decode(shop.recipe, latents[chunk.first : chunk.first + chunk.size], ask, show=show)
 
     with shop.folder(flags.out, "decoded") as out:
         tiles = to_uint8(shop.made(request, sampler, make, "decoding"))
@@ -121,4 +121,4 @@ def _sampler(shop: Workshop, about: dict[str, Any], flags: Decode) -> Sampler:
     steps, spacing = flags.steps or about.get("steps"), about.get("spacing")
     if not (isinstance(steps, int) and 1 <= steps <= 100_000 and isinstance(spacing, str | None)):
         raise Damaged("the latents do not say how they were encoded: encode the pictures again.")
-    return chosen(edits.encoder(shop.recipe), about["sampler"], steps=steps, spacing=spacing)
+    return chosen(encodings.encoder(shop.recipe), about["sampler"], steps=steps, spacing=spacing)

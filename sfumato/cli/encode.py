@@ -13,22 +13,22 @@ from safetensors.torch import save
 from torch import Tensor
 from tyro.conf import Positional
 
-from sfumato import edits
+from sfumato import encodings
 from sfumato.cli.parse import option, parse
 from sfumato.cli.pictures import read_all
 from sfumato.cli.progress import Progress
-from sfumato.cli.request import Chunk, Request
+from sfumato.cli.request import Chunk
 from sfumato.cli.runs import model_hash, writable
-from sfumato.cli.samplers import facts, in_steps, walk_of
+from sfumato.cli.samplers import facts, in_steps
 from sfumato.cli.show import amount, duration, printable
-from sfumato.cli.workshop import Edited, Workshop, labels_of, told, walked
+from sfumato.cli.workshop import Workshop, labels_of, told, walked
 from sfumato.core.random import Seeds
 from sfumato.engine.files import TEMPORARY, write_bytes
 from sfumato.errors import UserError
 from sfumato.recipe import Ask
 from sfumato.samplers.sampler import Sampler
 
-__all__ = ["FORMAT", "kind_of", "one_label", "request_of", "run"]
+__all__ = ["FORMAT", "kind_of", "one_label", "run"]
 
 FORMAT = "sfumato latents 1"
 EXAMPLES = """\
@@ -62,7 +62,7 @@ def run(args: list[str]) -> int:
     if not flags.run or not flags.pictures:
         raise UserError("encode needs a run and pictures, as in `sfumato encode runs/NAME photo.png`.")
     shop = Workshop.open(flags.run, "encode", flags)
-    label, sampler = one_label(shop, flags.label), walked(shop, edits.encoder(shop.recipe), flags)
+    label, sampler = one_label(shop, flags.label), walked(shop, encodings.encoder(shop.recipe), flags)
     pictures, notes = read_all(flags.pictures, shop.recipe, flags.fit)
     for note in notes:
         Progress.say(note)
@@ -71,12 +71,12 @@ def run(args: list[str]) -> int:
     if flags.out.exists() and not flags.out.is_file():  # a device or a pipe, which a file would take the place of
         raise UserError(f"'{flags.out}' is no ordinary file: give one with --out, as latents.safetensors.")
     writable(flags.out.parent)
-    request = request_of(shop, flags, sampler, label, len(pictures))
+    request = shop.request(flags, sampler, label, len(pictures))
     start = time.monotonic()
 
     def make(ask: Ask, chunk: Chunk, show: Callable[[int, int], object]) -> Tensor:
         part = pictures[chunk.first : chunk.first + chunk.size]
-        return edits.encode(shop.recipe, part, ask, rng=Seeds(flags.seed + chunk.first), show=show)
+        return encodings.encode(shop.recipe, part, ask, rng=Seeds(flags.seed + chunk.first), show=show)
 
     latents = shop.made(request, sampler, make, "encoding")
     write(flags.out, latents, _about(shop, sampler, label))
@@ -91,11 +91,6 @@ def one_label(shop: Workshop, text: str) -> tuple[str, ...]:
     if len(names) > 1:
         raise UserError(f"--label {text} are {len(names)} classes, and a flow between picture and noise is told one.")
     return names
-
-
-def request_of(shop: Workshop, flags: Any, sampler: Sampler, label: tuple[str, ...], n: int) -> Request:
-    batch = shop.batch(flags.batch, n)
-    return Edited(n=n, batch=batch, labels=label, threads=flags.threads, edit=shop.verb, **walk_of(sampler))
 
 
 def kind_of(shop: Workshop) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from sfumato.apps.evaluation import Sampling, evaluate_run, is_run, keep_receipt
 from sfumato.apps.evaluation_sets import Helpers, evaluate_sets
 from sfumato.cli.evaluate_shown import told
-from sfumato.cli.flags import pixels
+from sfumato.cli.flags import data_options
 from sfumato.cli.parse import nearest, option, parse
 from sfumato.cli.progress import Progress
 from sfumato.cli.request import names_of, refuse_numbers
@@ -73,17 +73,8 @@ class ReadFlags:
     strict: Annotated[bool, option("stop at a bad picture in place of skipping it")] = False
 
     def options(self) -> DataOptions:
-        """As the data room understands them. Raises UserError."""
-        return DataOptions(
-            size=pixels(self.size),
-            fit=self.fit,
-            flip="off",
-            alpha=self.alpha,
-            labels=self.labels or None,
-            captions=self.captions or None,
-            split=self.split or None,
-            strict=self.strict,
-        )
+        """Raises UserError."""
+        return data_options(self, flip="off")
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
+from sfumato.cli.flags import data_options
 from sfumato.cli.parse import option, parse
 from sfumato.cli.runs import find_run
 from sfumato.cli.show import printable
-from sfumato.data.options import DataOptions, need
+from sfumato.data.options import need
 from sfumato.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Explore:
 
         read = self.data
         return Options(
-            data=DataOptions(labels=read.labels or None, captions=read.captions or None, split=read.split or "all"),
+            data=data_options(read, split=read.split or "all"),
             clip=self.clip,
             sentences=self.text,
             run=find_run(str(self.run), "data explore") if self.run else None,

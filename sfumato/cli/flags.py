@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,9 +14,20 @@ from sfumato.cli.parse import option
 from sfumato.data.options import DataOptions
 from sfumato.engine.run import THREADS
 from sfumato.errors import UserError
-from sfumato.recipe import Paper, Training
+from sfumato.recipe import Training
+from sfumato.registry import Paper
 
-__all__ = ["EXAMPLES", "DataFlags", "MachineFlags", "OutputFlags", "TrainFlags", "for_paper", "pixels", "value_of"]
+__all__ = [
+    "EXAMPLES",
+    "DataFlags",
+    "MachineFlags",
+    "OutputFlags",
+    "TrainFlags",
+    "data_options",
+    "for_paper",
+    "pixels",
+    "value_of",
+]
 
 EXAMPLES = """\
 examples
@@ -45,18 +56,8 @@ class DataFlags:
     strict: Annotated[bool, option("stop at a bad picture in place of skipping it")] = False
 
     def options(self) -> DataOptions:
-        """As the data room understands them. Raises UserError."""
-        return DataOptions(
-            size=pixels(self.size),
-            channels=self.channels,
-            fit=self.fit,
-            flip=self.flip,
-            alpha=self.alpha,
-            labels=self.labels or None,
-            captions=self.captions or None,
-            split=self.split or None,
-            strict=self.strict,
-        )
+        """Raises UserError."""
+        return data_options(self)
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,16 @@ def value_of(args: list[str], flag: str) -> str:
     """What follows `flag` on the command line, before everything is parsed."""
     joined = next((word.partition("=")[2] for word in args if word.startswith(f"{flag}=")), "")
     return joined or next((after for word, after in pairwise(args) if word == flag and after[:2] != "--"), "")
+
+
+def data_options(flags: Any, **others: Any) -> DataOptions:
+    """What flags say whose names are those of the options, an empty text nothing; and others in their place. Raises
+    UserError."""
+    said: dict[str, Any] = {f.name: getattr(flags, f.name) for f in fields(DataOptions) if hasattr(flags, f.name)}
+    if "size" in said:
+        said["size"] = pixels(said["size"])
+    told: dict[str, Any] = {name: None if value == "" else value for name, value in (said | others).items()}
+    return DataOptions(**told)
 
 
 def pixels(text: str) -> int | tuple[int, int] | None:

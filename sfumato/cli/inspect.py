@@ -21,7 +21,8 @@ from sfumato.engine.run import RunFolder
 from sfumato.engine.state import Damaged, check, checkpoints, manifest
 from sfumato.engine.tensors import opened
 from sfumato.errors import UserError
-from sfumato.recipe import Training, config_from
+from sfumato.recipe import Training
+from sfumato.registry import config_from
 
 __all__ = ["run"]
 

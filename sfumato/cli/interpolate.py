@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional
 
-from sfumato import edits
-from sfumato.cli.encode import one_label, request_of
+from sfumato import encodings
+from sfumato.cli.encode import one_label
 from sfumato.cli.parse import option, parse
 from sfumato.cli.pictures import read_all
 from sfumato.cli.progress import Progress
@@ -64,9 +64,9 @@ def run(args: list[str]) -> int:
     shop = Workshop.open(flags.run, "interpolate", flags)
     if flags.n < 2:
         raise UserError(f"--n is {flags.n}: an interpolation has at least its 2 ends.")
-    label, sampler = one_label(shop, flags.label), walked(shop, edits.encoder(shop.recipe), flags)
+    label, sampler = one_label(shop, flags.label), walked(shop, encodings.encoder(shop.recipe), flags)
     ends, notes = read_all((flags.a, flags.b), shop.recipe, flags.fit)
-    request = request_of(shop, flags, sampler, label, flags.n)
+    request = shop.request(flags, sampler, label, flags.n)
     start = time.monotonic()
     with shop.folder(flags.out, "interpolation") as out:
         images = _between(shop, request, sampler, ends, flags.seed)
@@ -86,10 +86,10 @@ def _between(shop: Workshop, request: Request, sampler: Sampler, ends: Tensor, s
     """(n, C, H, W) from one end to the other."""
     ask = shop.ask(request, Chunk(0, 2), sampler)
     with using_threads(request.threads or shop.best_threads(2)), Progress("encoding") as show:
-        pair = edits.encode(shop.recipe, ends, ask, rng=Seeds(seed), show=show)
-    between = edits.slerp(pair[0], pair[1], torch.linspace(0, 1, request.n))
+        pair = encodings.encode(shop.recipe, ends, ask, rng=Seeds(seed), show=show)
+    between = encodings.slerp(pair[0], pair[1], torch.linspace(0, 1, request.n))
 
     def make(ask: Ask, chunk: Chunk, show: Callable[[int, int], object]) -> Tensor:
-        return edits.decode(shop.recipe, between[chunk.first : chunk.first + chunk.size], ask, show=show)
+        return encodings.decode(shop.recipe, between[chunk.first : chunk.first + chunk.size], ask, show=show)
 
     return shop.made(request, sampler, make, "decoding")

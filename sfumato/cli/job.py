@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ from sfumato.cli.choose import pick_size, rehearse, timing
 from sfumato.cli.flags import EXAMPLES, TrainFlags, for_paper, value_of
 from sfumato.cli.judging import Judging, absolute
 from sfumato.cli.judging import asked as said_of_evaluation
-from sfumato.cli.origin import refuse_without_base, starting_point
+from sfumato.cli.origin import refuse_latents, refuse_without_base, starting_point
 from sfumato.cli.parse import parse
 from sfumato.cli.plan import Facts, Rows, refuse_if_full, refuse_if_large, rows_of
 from sfumato.cli.progress import Progress
@@ -28,17 +28,8 @@ from sfumato.engine.distributed import World
 from sfumato.engine.plan import choose_device, choose_precision, micro_batches, out_of_memory
 from sfumato.engine.state import fitting
 from sfumato.errors import UserError
-from sfumato.recipe import (
-    MISFITS,
-    Ask,
-    Paper,
-    Recipe,
-    Training,
-    build,
-    config_dict,
-    outline,
-    reason,
-)
+from sfumato.recipe import Ask, Recipe, Training
+from sfumato.registry import MISFITS, Paper, build, config_dict, outline, reason
 from sfumato.samplers.auto import Auto
 from sfumato.samplers.sampler import Sampler
 from sfumato.samplers.sde import SSCS, quadratic_striding
@@ -72,6 +63,7 @@ def new(args: list[str], found: Paper, world: World) -> Job:
     flags = parse(for_paper(found, start.config, training), "train", args, examples=EXAMPLES)
     if not flags.source:
         raise UserError(f"train {found.name} on what? Give data, as in `sfumato train {found.name} photos/`.")
+    refuse_latents(found, flags.config, start.base, ask="leave out --from" if start.before else "")
     device = choose_device(flags.machine.device, world.local)
     out = _out(flags, found.name)
     options = options_of(flags, out, preset, _training(flags, args))
@@ -79,6 +71,7 @@ def new(args: list[str], found: Paper, world: World) -> Job:
     plain = flags.data.options()
     asked = _data_options(flags.source, plain, before, start.config.shape, device)
     data, held = open_split(flags.source, asked, flags.data.holdout, options.seed, world, quiet=options.quiet)
+    _refuse_classless(found, data.classes)
     fitted = replace(start.config, shape=data.shape, classes=data.classes)
     config = parse(for_paper(found, fitted, training), "train", args).config
     _refuse_shape(config, fitted)
@@ -150,6 +143,15 @@ def open_split(
         world.barrier()
     share = (0.02 if len(data) >= 100 else 0.0) if holdout is None else holdout
     return data.split(share, seed) if share else (data, None)
+
+
+def _refuse_classless(found: Paper, classes: Sequence[str]) -> None:
+    """Raises UserError for a paper about classes on pictures that have none."""
+    if found.recipe.told_classes and not classes:
+        raise UserError(
+            f"{found.name} learns classes, and these pictures have no labels: give --labels folder, or a column; "
+            "`sfumato train ddpm DATA` needs none."
+        )
 
 
 def _refuse_shape(config: Any, fitted: Any) -> None:

@@ -31,7 +31,8 @@ from sfumato.engine.plan import out_of_memory, using_threads
 from sfumato.errors import UserError
 from sfumato.metrics.features import Extractor
 from sfumato.metrics.lite0 import PACKAGE, wheel
-from sfumato.recipe import MISFITS, Recipe
+from sfumato.recipe import Recipe
+from sfumato.registry import MISFITS
 
 __all__ = ["Judging", "absolute", "asked"]
 

@@ -17,11 +17,12 @@ from torch import Tensor
 from tyro.conf import OmitArgPrefixes, Positional
 
 from sfumato.cli.bits import Found, joined, told
+from sfumato.cli.flags import data_options
 from sfumato.cli.parse import nearest, option, parse
 from sfumato.cli.plan import COLOURS
 from sfumato.cli.progress import Progress
 from sfumato.cli.request import batch_of, refuse_numbers
-from sfumato.cli.runs import find_run, free_folder, opened, writable
+from sfumato.cli.runs import find_run, free_folder, opened, refuse_use, writable
 from sfumato.cli.samplers import own_sampler, refuse_jumps
 from sfumato.cli.show import Rows, amount, duration, rows, table
 from sfumato.core import guidance, losses
@@ -31,7 +32,7 @@ from sfumato.core.phase import CLD
 from sfumato.core.posterior import Variance, large, learned, small
 from sfumato.core.process import Affine
 from sfumato.core.random import Seeds, key
-from sfumato.data import DataOptions, Dataset, open_data
+from sfumato.data import Dataset, open_data
 from sfumato.engine.plan import choose_device, choose_threads, using_threads
 from sfumato.engine.run import RunFolder
 from sfumato.errors import UserError
@@ -107,6 +108,7 @@ def run(args: list[str]) -> int:
     _refuse(flags)
     home = find_run(flags.run, "likelihood")
     recipe = opened(home, choose_device(flags.device)).requires_grad_(False).eval()
+    refuse_use(recipe, "likelihood")
     meter = Meter.of(recipe, flags, home)
     out = writable(flags.out or free_folder(home / "likelihood"))
     for note in meter.notes:
@@ -331,18 +333,8 @@ def _show_share(show: Progress, part: slice, n: int, share: float) -> None:
 def _data(recipe: Recipe, flags: Likelihood, home: Path) -> tuple[Dataset, tuple[str, ...]]:
     """The pictures, and what should be known of them."""
     channels, high, wide = recipe.config.shape
-    part = flags.data
-    options = DataOptions(
-        size=(wide, high),
-        channels=channels,
-        fit=part.fit,
-        flip="off",
-        alpha=part.alpha,
-        labels=part.labels or None if recipe.config.classes else "none",
-        captions="none",
-        split=part.split or None,
-        strict=part.strict,
-    )
+    part, told = flags.data, {} if recipe.config.classes else {"labels": "none"}
+    options = data_options(part, size=(wide, high), channels=channels, flip="off", captions="none", **told)
     with Progress("reading pictures") as show:
         data = open_data(flags.source, options, show)
     seed, kept = _kept_aside(home, flags.source, len(data))

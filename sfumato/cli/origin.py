@@ -11,9 +11,10 @@ from sfumato.cli.parse import nearest
 from sfumato.cli.runs import described, find_run
 from sfumato.engine.plan import choose_device
 from sfumato.errors import UserError
-from sfumato.recipe import Paper, Preset, Training, config_from, paper
+from sfumato.recipe import Preset, Training, latents
+from sfumato.registry import Paper, config_from, paper
 
-__all__ = ["Origin", "refuse_without_base", "starting_point"]
+__all__ = ["Origin", "refuse_latents", "refuse_without_base", "starting_point"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,15 @@ def _refuse_other(found: Paper, config: Any, other: str, typed: str) -> None:
         else f"fine-tune it with `sfumato train {other} DATA --from {typed}`"
     )
     raise UserError(f"that run was trained with the paper '{other}': {what}.")
+
+
+def refuse_latents(found: Paper, *configs: Any, ask: str = "") -> None:
+    """Raises UserError for a model, or a base, of latents, which pictures of four channels would pass for. `ask`: what
+    to do about it, by default to take another preset."""
+    if why := next(filter(None, map(latents, configs)), ""):
+        able = next(name for name, preset in found.presets.items() if not latents(preset.config))
+        ask = ask or f"take --preset {able} or another that is of pictures"
+        raise UserError(f"no pictures can train {found.name} so, since {why}: {ask}.")
 
 
 def refuse_without_base(found: Paper, config: Any, start: Origin) -> None:

@@ -68,7 +68,7 @@ def _all() -> str:
 
 
 def _in_full(name: str) -> str:
-    from sfumato.recipe import paper
+    from sfumato.registry import paper
 
     found = paper(name)
     presets = rows((preset, _preset(value)) for preset, value in found.presets.items())

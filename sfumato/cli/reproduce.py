@@ -14,6 +14,7 @@ from sfumato.cli.beside import told
 from sfumato.cli.choose import pick_preset
 from sfumato.cli.flags import DataFlags, MachineFlags
 from sfumato.cli.job import Job, new
+from sfumato.cli.origin import refuse_latents
 from sfumato.cli.parse import nearest, option, parse
 from sfumato.cli.progress import Progress
 from sfumato.cli.resume import resumed
@@ -29,7 +30,8 @@ from sfumato.metrics.choose import choose
 from sfumato.metrics.figures import METRICS
 from sfumato.metrics.lite0 import Lite0
 from sfumato.metrics.receipt import Receipt
-from sfumato.recipe import Paper, Preset, config_from, paper
+from sfumato.recipe import Preset
+from sfumato.registry import Paper, config_from, paper
 from sfumato.samplers.sampler import Sampler
 
 __all__ = ["run"]
@@ -140,6 +142,7 @@ def _target(flags: Reproduce) -> Target:
         hint = nearest(name, list(found.presets), f" choose one of {', '.join(found.presets)}.")
         raise UserError(f"{found.name} has no preset '{name}':{hint}")
     preset = found.presets[name]
+    refuse_latents(found, preset.config)
     data = flags.source or EMBEDDED.get(name, "")
     if not data:
         raise UserError(_which_data(found, name, preset))

@@ -12,7 +12,7 @@ from sfumato.cli.samplers import chosen
 from sfumato.data.pictures import Settings
 from sfumato.engine.run import THREADS
 from sfumato.errors import UserError
-from sfumato.recipe import config_from
+from sfumato.registry import config_from
 from sfumato.samplers.sampler import Sampler
 
 __all__ = ["Chunk", "Request", "batch_of", "from_settings", "names_of", "refuse_labels", "refuse_numbers"]
@@ -103,7 +103,8 @@ def refuse_labels(names: Sequence[str], guidance: float, classes: Sequence[str])
     for name in names if classes else ():
         if name not in classes:
             shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-            raise UserError(f"this run knows no class '{name}':{nearest(name, list(classes))} Choose from {shown}.")
+            hint = f"{near} Choose" if (near := nearest(name, list(classes))) else " choose"
+            raise UserError(f"this run knows no class '{name}':{hint} from {shown}.")
     if not classes and (names or guidance != 1.0):
         raise UserError(
             f"this run knows no classes, so --{'label' if names else 'guidance'} means nothing to "
@@ -121,6 +122,9 @@ class Chunk(NamedTuple):
     size: int
 
 
+OTHERS = ("upscale", "interpolate", "decode")  # verbs that make pictures of given ones, beside edit
+
+
 def from_settings(found: Mapping[str, Any], where: str) -> tuple[Request, str]:
     """(request, model hash) of a picture's settings. Raises UserError when they do not make sense here."""
     request = found.get("request")
@@ -131,7 +135,8 @@ def from_settings(found: Mapping[str, Any], where: str) -> tuple[Request, str]:
             f"Give its settings as options; `sfumato inspect` shows them."
         )
     if "edit" in values:
-        raise UserError(f"'{where}' was made from another picture, by `sfumato edit`: repeat that, with this seed.")
+        verb = values["edit"] if values["edit"] in OTHERS else "edit"
+        raise UserError(f"'{where}' was made from another picture, by `sfumato {verb}`: repeat that, with this seed.")
     digest = str(values.get("hash", ""))
     known = {name: value for name, value in values.items() if name in Request.__dataclass_fields__}
     try:

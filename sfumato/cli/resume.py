@@ -21,7 +21,8 @@ from sfumato.engine.distributed import World
 from sfumato.engine.plan import choose_device
 from sfumato.engine.state import refuse_misfit
 from sfumato.errors import UserError
-from sfumato.recipe import Training, config_from, paper
+from sfumato.recipe import Training
+from sfumato.registry import config_from, paper
 
 __all__ = ["resumed"]
 

@@ -16,7 +16,17 @@ from sfumato.engine.state import Damaged, checkpoints, last_good, load, manifest
 from sfumato.errors import UserError
 from sfumato.recipe import Recipe
 
-__all__ = ["at_checkpoint", "described", "done", "find_run", "free_folder", "model_hash", "opened", "writable"]
+__all__ = [
+    "at_checkpoint",
+    "described",
+    "done",
+    "find_run",
+    "free_folder",
+    "model_hash",
+    "opened",
+    "refuse_use",
+    "writable",
+]
 
 
 def find_run(typed: Path | str, verb: str) -> Path:
@@ -92,6 +102,12 @@ def opened(run: Path, device: torch.device) -> Recipe:
                 f"`sfumato train --resume {run}`."
             ) from None
         raise
+
+
+def refuse_use(recipe: Recipe, verb: str) -> None:
+    """Raises UserError for a run that makes no pictures by itself."""
+    if recipe.use:
+        raise UserError(f"{verb} needs a run that makes pictures by itself: {recipe.use}.")
 
 
 def _home_of(model: Path) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sfumato.cli.parse import option
 from sfumato.cli.progress import Progress
 from sfumato.cli.request import Request
-from sfumato.cli.runs import described, find_run, model_hash, opened
+from sfumato.cli.runs import described, find_run, model_hash, opened, refuse_use
 from sfumato.core import guidance
 from sfumato.core.denoiser import Denoiser
 from sfumato.core.random import Seeds
@@ -114,8 +114,7 @@ class Steered(Recipe):
 
 def steered(recipe: Recipe, flags: SteerFlags) -> Recipe:
     """The recipe, or steered as was asked for. Raises UserError for what does not go together."""
-    if recipe.use:
-        raise UserError(f"this run makes no pictures by itself: {recipe.use}.")
+    refuse_use(recipe, "sample")
     for name in ("classifier", "discriminator"):
         _refuse_scales(name, flags)
     if flags.classifier is None and flags.discriminator is None:
@@ -173,6 +172,18 @@ def _opened(kind: type[Knows], name: str, typed: Path, run: Pixels) -> Knows:
     return found
 
 
+def _refuse_size(request: Request, forces: Forces) -> None:
+    """Raises UserError for pictures of another size than what steers can read."""
+    for name in ("classifier", "discriminator"):
+        reader: Any = getattr(forces, name)
+        if reader is None or request.size is None or reader.config.pool == "average":
+            continue
+        if request.size[::-1] != tuple(reader.config.shape[1:]):
+            sides = " x ".join(map(str, reader.config.shape[:0:-1]))
+            other = "train one with --config.pool average"
+            raise UserError(f"the {name} reads pictures of {sides} alone: leave out --size, or {other}.")
+
+
 def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") or "none"
 
@@ -190,6 +201,7 @@ def remembered(request: Request, recipe: Recipe, flags: SteerFlags) -> Request:
     if not isinstance(recipe, Steered):
         return request
     forces = recipe.forces
+    _refuse_size(request, forces)
     if flags.classifier_scale is None and request.classifier_scale is not None:
         forces = replace(forces, scale=request.classifier_scale)
     if flags.discriminator_scale is None and flags.discriminator_second is None and request.discriminator_slopes:

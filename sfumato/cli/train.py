@@ -14,7 +14,8 @@ from sfumato.engine import EXIT_CODES, RunFolder, Step, steps
 from sfumato.engine.distributed import World, join
 from sfumato.engine.judge import best_of
 from sfumato.errors import UserError
-from sfumato.recipe import Recipe, paper, papers
+from sfumato.recipe import Recipe
+from sfumato.registry import paper, papers
 
 __all__ = ["run"]
 
@@ -80,4 +81,4 @@ def _ending(job: Job, last: Step | None, grid: Path | None) -> str:
 
 def next_of(recipe: Recipe, out: object) -> str:
     """The command that uses the run."""
-    return recipe.use.split("`")[1].replace("RUN", str(out)) if recipe.use else f"sfumato sample {out}"
+    return recipe.use.split("`")[1].replace("RUN", str(out)) if "`" in recipe.use else f"sfumato sample {out}"

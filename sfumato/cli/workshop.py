@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sfumato.cli.progress import Progress
 from sfumato.cli.request import Chunk, Request, batch_of, names_of, refuse_labels, refuse_numbers
-from sfumato.cli.runs import described, find_run, free_folder, model_hash, name_of, opened, writable
-from sfumato.cli.samplers import chosen, length
+from sfumato.cli.runs import described, find_run, free_folder, model_hash, name_of, opened, refuse_use, writable
+from sfumato.cli.samplers import chosen, length, walk_of
 from sfumato.core.random import Seeds
 from sfumato.data.pictures import Settings
 from sfumato.engine.plan import choose_device, choose_threads, using_threads
@@ -36,7 +36,11 @@ class Edited(Request):
     edit: str = ""
     method: str = ""
     passes: int | None = None
+    rounds: int | None = None
     strength: float | None = None
+    factor: int | None = None  # of enlarging
+    width: float | None = None  # of the blur, in pixels
+    noise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,18 +53,19 @@ class Workshop:
     verb: str
 
     @classmethod
-    def open(cls, typed: str, verb: str, flags: Any) -> Workshop:
-        """Raises UserError, also for numbers among `flags` that no request has."""
+    def open(cls, typed: str, verb: str, flags: Any, kind: type[Pixels] | None = None, trains: str = "") -> Workshop:
+        """A run that makes pictures by itself, or one of a kind for this verb alone, which `trains` makes. Raises
+        UserError, also for numbers among `flags` that no request has."""
         refuse_numbers(vars(flags))
         home = find_run(typed, verb)
         config = described(home)
         recipe = opened(home, choose_device(flags.device)).requires_grad_(False).eval()
+        if kind is None:
+            refuse_use(recipe, verb)
+        elif not isinstance(recipe, kind):
+            raise UserError(f"'{typed}' is no run to {verb} with: `{trains}` trains one.")
         if not isinstance(recipe, Pixels):
-            if recipe.use:
-                raise UserError(f"{verb} needs a run that makes pictures by itself: {recipe.use}.")
             raise UserError(f"{verb} works on pixels, and {config['paper']} does not: give a run of ddpm, edm, ...")
-        if recipe.use and verb != "upscale":
-            raise UserError(f"{verb} needs a run that makes pictures by itself: {recipe.use}.")
         return cls(home, recipe, config, verb)
 
     @property
@@ -90,6 +95,11 @@ class Workshop:
 
     def batch(self, asked: int | None, n: int) -> int:
         return batch_of(asked, n, self.recipe.config.shape[1:])
+
+    def request(self, flags: Any, sampler: Sampler, labels: tuple[str, ...], n: int, **about: Any) -> Edited:
+        """What is asked for with the walk, the classes and n pictures; `about` are other fields."""
+        about = {"edit": self.verb, **walk_of(sampler), **about}
+        return Edited(n=n, batch=self.batch(flags.batch, n), labels=labels, threads=flags.threads, **about)
 
     def ask(self, request: Request, chunk: Chunk, sampler: Sampler) -> Ask:
         """A batch of the request. Without labels nothing is told."""

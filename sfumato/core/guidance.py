@@ -151,21 +151,27 @@ def clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
 
 
 def reconstruct(
-    denoiser: Denoiser, residue: Callable[[Tensor], Tensor], *, rounds: int = 1, floor: float = 0.01
+    denoiser: Denoiser,
+    residue: Callable[[Tensor], Tensor],
+    *,
+    noise: float = 0.0,
+    rounds: int = 1,
+    floor: float = 0.01,
 ) -> Denoiser:
-    """The denoiser of data of which y = H x0 is known: score + grad log p(y | x_t). `residue` is y - H x0 of x0
-    (B, C, *S), of any shape, affine in x0.
+    """The denoiser of data of which y = H x0 + noise is known: score + grad log p(y | x_t). `residue` is y - H x0 of x0
+    (B, C, *S), (B, *M), affine in x0; `noise` is the deviation of white noise in y.
 
     Given x_t, x0 is taken as normal about the guess, with the covariance that the model itself has there, C = sigma^2 /
     alpha dx0 / dx_t (exact for the posterior mean of any data). Then what is known moves x0 by
 
-        C H^T (H C H^T)^-1 (y - H x0)
+        C H^T (H C H^T + noise^2)^-1 (y - H x0)
 
-    and eps follows: for normal data that is the truth (Boys et al. 2023, arXiv:2310.06721). H C H^T is inverted by
-    `rounds` steps w <- w + (y - H x0 - H C H^T w) / d, with d the sums of its rows. One round is exact for one known
-    number, for independent ones and where the residue varies slowly against C, and never goes too far where C has no
-    negative numbers; one variance for all, such as sigma^2 / (alpha^2 + sigma^2), goes too far by as many times as
-    pixels move together. `floor` is the least d, as a share of that variance.
+    and eps follows: for normal data that is the truth (Boys et al. 2023, arXiv:2310.06721). The matrix is inverted in
+    `rounds`: the first divides by d, the sums of its rows, those that follow are conjugate gradients from there (Rozet
+    et al. 2024, arXiv:2405.13712), as many as there are known numbers at most. One round is exact for one known number,
+    for independent ones and where the residue varies slowly against C, and never goes too far where C has no negative
+    numbers; one variance for all, such as sigma^2 / (alpha^2 + sigma^2), goes too far by as many times as pixels move
+    together. `floor` is the least d, as a share of that variance.
 
     A call costs one of the network and 1 + rounds backward passes. In the phase space of CLD C follows from the
     momentum. At noise levels from 10,000 on the guess stays: nothing can be seen through them."""
@@ -175,7 +181,7 @@ def reconstruct(
             x = xt.detach().requires_grad_()
             guess = denoiser(x, t)
             x0 = guess.x0
-            step = _Sight(x, x0, residue, t).towards(rounds, floor)
+            step = _Sight(x, x0, residue, t, noise).towards(rounds, floor)
         moved = type(guess).from_x0(guess.process, guess.point, xt, x0.detach() + step)
         moved.nu = None if guess.nu is None else guess.nu.detach()
         return moved
@@ -186,8 +192,8 @@ def reconstruct(
 class _Sight:
     """What is seen of x0 in x_t, linearised there."""
 
-    def __init__(self, x: Tensor, x0: Tensor, residue: Callable[[Tensor], Tensor], t: Point) -> None:
-        self.x, self.t, self.residue = x, t, residue
+    def __init__(self, x: Tensor, x0: Tensor, residue: Callable[[Tensor], Tensor], t: Point, noise: float) -> None:
+        self.x, self.t, self.residue, self.noise = x, t, residue, noise
         self.miss = residue(x0)  # with its graph
         self.nothing = residue(torch.zeros_like(x0))
         self.rise = like(_rise(t), x0)
@@ -203,15 +209,32 @@ class _Sight:
 
     @torch.no_grad()
     def towards(self, rounds: int, floor: float) -> Tensor:
-        """C H^T w with H C H^T w = miss, nearly."""
-        t, miss = self.t, self.miss.detach()
+        """C H^T w with (H C H^T + noise^2) w = miss, nearly."""
+        t, miss, blur = self.t, self.miss.detach(), self.noise * self.noise
         least = like(floor * t.sigma * t.sigma / (t.alpha * t.alpha + t.sigma * t.sigma), miss)
         sums = self.seen(self.step(torch.ones_like(miss)))
-        d = torch.maximum(sums, torch.as_tensor(least).to(miss))
+        d = torch.maximum(sums, torch.as_tensor(least).to(miss)) + blur
         w = miss / d
+        moved = self.step(w)
+        if rounds == 1:
+            return moved
+        rest = miss - self.seen(moved) - blur * w
+        way, before = rest / d, _dot(rest, rest / d)
         for _ in range(rounds - 1):
-            w = w + (miss - self.seen(self.step(w))) / d
-        return self.step(w)
+            step = self.step(way)
+            pressed = self.seen(step) + blur * way
+            bend = _dot(way, pressed)
+            far = torch.where((bend > 0) & (before > 0), before / bend, 0.0)  # 0: solved, or no matrix of a covariance
+            moved, rest = moved + like(far, step) * step, rest - like(far, rest) * pressed
+            now = _dot(rest, rest / d)
+            way = rest / d + like(torch.where(before > 0, now / before, 0.0), way) * way
+            before = now
+        return moved
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """(B,)"""
+    return (a * b).flatten(1).sum(1)
 
 
 def _rise(t: Point) -> Scalar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ __all__ = [
     "choose_threads",
     "micro_batches",
     "out_of_memory",
+    "processor",
     "switch_checkpointing",
     "timed",
     "using_threads",
@@ -46,6 +48,16 @@ def choose_device(name: str, local: int = 0) -> torch.device:
     elif device.type not in ("cpu", "mps"):
         raise UserError(f"'{name}' is not supported: use auto, cpu, cuda, cuda:1 or mps.")
     return device
+
+
+def processor() -> str:
+    """The processor's name, never the host's."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            found = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
+    except OSError:
+        found = ""
+    return found or platform.machine()
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -22,7 +22,8 @@ from sfumato.engine import files
 from sfumato.engine.run import RunFolder, as_yaml, read_config, read_small, read_yaml, sensible, write_text
 from sfumato.engine.tensors import Damaged, compare, read_tensors
 from sfumato.errors import UserError
-from sfumato.recipe import MISFITS, Recipe, build, outline, reason
+from sfumato.recipe import Recipe
+from sfumato.registry import MISFITS, build, outline, reason
 
 __all__ = [
     "FORMAT",

@@ -28,7 +28,8 @@ from sfumato.engine.signals import Stop
 from sfumato.engine.step import Step
 from sfumato.engine.watch import Watch
 from sfumato.errors import UserError
-from sfumato.recipe import Recipe, build, config_dict
+from sfumato.recipe import Recipe
+from sfumato.registry import build, config_dict
 
 __all__ = ["Step", "fresh", "steps"]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from sfumato.errors import UserError
 from sfumato.metrics.features import Extractor, Read, state_digest
 from sfumato.metrics.resize import clean, resize
 
-__all__ = ["Own", "fit"]
+__all__ = ["Own", "fit", "keep", "kept"]
 
 CONVS: tuple[type[nn.Conv2d] | type[nn.Conv3d], ...] = (nn.Conv2d, nn.Conv3d)
 NORMS: tuple[type[nn.BatchNorm2d] | type[nn.BatchNorm3d], ...] = (nn.BatchNorm2d, nn.BatchNorm3d)
@@ -97,6 +98,23 @@ class Own(Extractor):
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, TypeError):
             raise UserError(f"{path} holds no extractor that was saved here: train it again.") from None
         return cls(net, channels, dims, size)
+
+
+def kept(path: Path) -> Own | None:
+    """What was kept there; a file that is damaged is as good as absent."""
+    with suppress(UserError):
+        return Own.load(path)
+    return None
+
+
+def keep(own: Own, path: Path) -> None:
+    """Save it there; where there is no room for it, it trains again next time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        own.save(path)
+    except (OSError, SafetensorError):
+        with suppress(OSError):
+            path.with_name(path.name + ".tmp").unlink(missing_ok=True)
 
 
 def fit(

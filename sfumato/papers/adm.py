@@ -3,13 +3,14 @@
 Three models, each a stage. The model is improved_ddpm's with another U-Net (attention at three resolutions, residual
 blocks that resample) whose term of the bound is not weighed down. A classifier reads noised pictures (`--stage
 classifier --from RUN`, upon a run of any paper that makes pixels) and the gradient of what it knows steers sampling
-towards a class (`sample RUN --classifier CLASSIFIER --label NAME`). An upsampler makes a large picture from a small one
-(`--stage upsampler`, then `upscale RUN PICTURE`).
+towards a class (`sample RUN --classifier CLASSIFIER --label NAME`). An upsampler makes large pictures from small
+ones, told their class where it knows any (`--stage upsampler`, then `upscale RUN PICTURE`, or the FOLDER of `sample`).
 
 Departs from the paper: the gradient is taken at x_t, as in the code, where algorithm 1 has the mean. A guided step
 moves the guess by the score, which any sampler understands, but not where noise hides the whole picture;
-`--config.guide mean`, of the authors' presets, moves the mean of every step instead. The classifier's random crop is
-of the decoded picture, enlarged again. The presets tiny, fashion and small are ours and predict v."""
+`--config.guide mean`, of the authors' presets, moves the mean of every ancestral step instead (`--sampler ddim` and
+others go by the score). The classifier's random crop is of the decoded picture, enlarged again. The presets tiny,
+fashion and small are ours and predict v."""
 
 from __future__ import annotations
 
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 from sfumato.core import guidance
 from sfumato.core.cond import Cond
 from sfumato.core.denoiser import Denoiser
-from sfumato.core.posterior import small
 from sfumato.core.process import Point
 from sfumato.core.random import Seeds
 from sfumato.errors import UserError
@@ -116,12 +116,10 @@ class ADM(_Staged, ImprovedDDPM):
         super().__init__(config)
 
     def sampler(self) -> Sampler:
-        """The code's strided steps; the guide counts in the last one with the variance of the one before."""
+        """The code's strided steps, guided as the config says."""
         own = super().sampler()
         assert isinstance(own, Ancestral)
-        points = own.points(self.table)
-        least = float(small(points[-3], points[-2])) if len(points) > 2 else 0.0
-        return replace(own, guide=GUIDES[self.config.guide], least=least)
+        return replace(own, guide=GUIDES[self.config.guide])
 
 
 # -- the upsampler -----------------------------------------------------------------------------------------------------
@@ -139,8 +137,8 @@ class Upsampler(ADM):
 
     use = "this run enlarges pictures, `sfumato upscale RUN PICTURE`"
 
-    def unet(self, *, inputs: int = 1, outputs: int = 1, kind: Any = None) -> Any:
-        return super().unet(inputs=2 * inputs, outputs=outputs)
+    def make_network(self, *, inputs: int = 1, outputs: int = 1, kind: Any = None) -> Any:
+        return super().make_network(inputs=2 * inputs, outputs=outputs)
 
     @property
     def small_size(self) -> tuple[int, ...]:

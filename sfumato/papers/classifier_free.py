@@ -50,10 +50,11 @@ class ClassifierFree(Pixels):
     """Algorithms 1 and 2, on lambda = -2 log tan(a u + b) with u uniform (section 2)."""
 
     config: Config
+    told_classes = True
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__(config)
-        network = self.unet(outputs=1)
+        network = self.make_network(outputs=1)
         predict, self.view = ddpm.PREDICT[config.predict]
         self.edge = math.atan(math.exp(-config.largest / 2))  # b, the angle of the least noise
         process = Cosine(end=1.0 - self.edge / (0.5 * math.pi))

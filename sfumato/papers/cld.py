@@ -90,7 +90,7 @@ class CLD(Pixels):
         super().__init__(config)
         self.weight = phase.likelihood if config.weight == "likelihood" else None
         self.least = config.eps
-        network = self.unet(inputs=2)
+        network = self.make_network(inputs=2)
         self.denoiser = NeuralDenoiser(network, process_of(config), phase.mixed)
         self.label = self.embedding(network)
 

@@ -101,7 +101,7 @@ class Consistency(Pixels):
         self.distance, self.growth = METRICS[config.metric], GROWTH[config.growth]
 
     def _model(self, predict: parametrisation.Parametrisation) -> tuple[NeuralDenoiser, Label | None]:
-        network = self.unet()
+        network = self.make_network()
         return NeuralDenoiser(network, self.process, predict), self.embedding(network)
 
     # -- its teacher ---------------------------------------------------------------------------------------------------

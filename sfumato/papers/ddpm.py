@@ -100,7 +100,7 @@ class DDPM(Pixels):
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__(config)
-        network = self.unet()
+        network = self.make_network()
         predict, self.view = PREDICT[config.predict]
         self.weight = WEIGHTS[config.weight]
         self.denoiser = NeuralDenoiser(network, process_of(config), predict)

@@ -6,16 +6,17 @@ network, the better the pictures. L_hybrid without a weight on its bound, DDPM's
 variance.
 
 Departs from the paper: the presets S/2 to XL/8 are its networks on pixels, clipped in sampling; XL/2-256 and XL/2-512
-are the released models, of latents whose autoencoder is not here yet. The presets tiny, fashion and small are ours and
-predict v. The t of neighbouring examples are spread evenly. The release guides the first three of its four channels
-alone: `--config.guided-channels 3`, set in XL/2-256 and XL/2-512."""
+are the released models, of latents: without their autoencoder, which is not here yet, nothing trains them or makes
+pictures of what they sample. The presets tiny, fashion and small are ours and predict v. The t of neighbouring examples
+are spread evenly. The release guides the first three of its four channels alone: `--config.guided-channels 3`, set in
+XL/2-256 and XL/2-512."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from sfumato.conditioning.label import Label
 from sfumato.errors import UserError
@@ -24,7 +25,8 @@ from sfumato.networks.dit import DiTConfig
 from sfumato.papers import improved_ddpm
 from sfumato.papers.improved_ddpm import ImprovedDDPM
 from sfumato.pixels import FAST
-from sfumato.recipe import Preset, Published, Training, reported
+from sfumato.recipe import Preset, Published, Training, latents, reported
+from sfumato.samplers.sampler import State
 
 __all__ = ["PRESETS", "Config", "DiT"]
 
@@ -48,6 +50,7 @@ class Config(improved_ddpm.Config):
     rescale_bound: bool = False
     rescale_time: bool = False
     guided_channels: int = 0  # the first so many alone are moved by guidance; 0: all
+    latent: bool = False  # x0 is no picture: an autoencoder makes it of one
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,6 +69,8 @@ class DiT(ImprovedDDPM):
     def __init__(self, config: Config = Config()) -> None:
         super().__init__(config)
         self.led = config.guided_channels
+        if config.latent:
+            self.use = latents(config)
 
     def embedding(self, network: Any) -> Label | None:
         """As small as the code's, so that at first the time is heard."""
@@ -73,6 +78,12 @@ class DiT(ImprovedDDPM):
         if label is not None:
             nn.init.normal_(label.embedding.weight, std=0.02)
         return label
+
+    def picture(self, state: State, *, quick: bool = False) -> Tensor:
+        """Raises UserError for latents, which are colour noise to the eye."""
+        if self.config.latent:
+            raise UserError(f"There are no pictures: {self.use}.")
+        return super().picture(state, quick=quick)
 
 
 _PAPER = Training(
@@ -89,7 +100,7 @@ def _on_pixels(size: str, patch: int) -> Preset:
 
 def _released(side: int, steps: int, *figures: Published) -> Preset:
     """The authors' model of 8 times as large pictures."""
-    config = Config((4, side, side), network=replace(SIZES["XL"], channels=4), guided_channels=3)
+    config = Config((4, side, side), network=replace(SIZES["XL"], channels=4), guided_channels=3, latent=True)
     note = f"the released network, of latents 4 x {side} x {side}; their autoencoder is not here yet"
     return Preset(config, replace(_PAPER, steps=steps), note, figures)
 

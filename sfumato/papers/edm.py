@@ -69,7 +69,7 @@ class EDM(Pixels):
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__(config)
-        network = self.unet()
+        network = self.make_network()
         self.process = schedules.EDM(config.low, config.high)
         self.weight = losses.edm(config.data_std)
         self.denoiser = NeuralDenoiser(network, self.process, parametrisation.edm(config.data_std))

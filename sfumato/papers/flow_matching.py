@@ -69,7 +69,7 @@ class FlowMatching(Pixels):
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__(config)
-        network = self.unet()
+        network = self.make_network()
         self.denoiser = NeuralDenoiser(network, schedules.Flow(config.times), parametrisation.velocity)
         self.label = self.embedding(network)
         reflow = config.stage == "reflow"

@@ -75,7 +75,7 @@ class ImprovedDDPM(Pixels):
     def __init__(self, config: Config = Config()) -> None:
         super().__init__(config)
         T, learns = config.T, config.loss != "simple"
-        network = self.unet(outputs=1 + learns)
+        network = self.make_network(outputs=1 + learns)
         self.table = Discrete(TABLES[config.schedule](T), 1000.0 / T if config.rescale_time else 1.0)
         predict, self.view = ddpm.PREDICT[config.predict]
         self.denoiser = NeuralDenoiser(network, self.table, predict, learn_variance=learns)

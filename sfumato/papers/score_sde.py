@@ -117,7 +117,7 @@ class ScoreSDE(Pixels):
         exploding, paper = config.sde == "ve", config.predict == "score"
         self.value_range = (0.0, 1.0) if exploding else (-1.0, 1.0)
         self.weight, self.least = WEIGHTS[config.weight], config.eps
-        network = self.unet(kind=Centred if exploding and paper else UNet)
+        network = self.make_network(kind=Centred if exploding and paper else UNet)
         predict: Parametrisation = (scaled if exploding else parametrisation.eps) if paper else even
         self.denoiser = NeuralDenoiser(network, process_of(config), predict)
         self.label = self.embedding(network)

@@ -37,22 +37,24 @@ class Ancestral(Sampler):
 
     x_s = alpha_s x0 + c eps + sqrt(variance(t, s, nu)) z; the step to t = 0 returns x0 itself, without noise. With
     `learned` the variance is the network's (Nichol & Dhariwal 2021, eq. 15). `guide` says how a tilted score enters;
-    with `mean` it enters the step to t = 0 with the variance `least`, as in the official code, where that is the
-    posterior's of the step before.
+    with `mean` it enters the step to t = 0, whose own variance is 0, with the posterior's of the step before, as in
+    the official code: the State remembers where that step began.
     """
 
     steps: int = 1000
     variance: Variance = small
     guide: Guide = score
-    least: float = 0.0
 
     stochastic = True
 
     def step(self, denoiser: Denoiser, state: State, s: Point, rng: Seeds | None) -> State:
         guess: Estimate = denoiser(state.x, state.point)
-        variance = self.variance(guess.point, s, guess.nu, self.least)
+        last = s.sigma == 0.0
+        least = float(small(state.memory[0], state.point)) if last and state.memory else 0.0
+        variance = self.variance(guess.point, s, guess.nu, least)
         centre = self.guide(guess, s, variance)
-        return State(centre if s.sigma == 0.0 else noised(centre, variance, rng), s, guess)
+        x = centre if last else noised(centre, variance, rng)
+        return State(x, s, guess, (state.point,) if self.guide is mean else ())
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ def weights_of(found: Mapping[str, Any]) -> State:
 
 
 def config_of(found: Mapping[str, Any]) -> DiTConfig:
-    """What official weights are of. Raises UserError for weights of another kind."""
+    """The network that official weights are of; the released ones are of latents, as papers.dit's preset XL/2-256 says.
+    Raises UserError for weights of another kind."""
     state = weights_of(found)
     try:
         width, channels, patch, _ = state["x_embedder.proj.weight"].shape

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfumato import recipe
+from sfumato import registry
 from sfumato.apps.reproduction import Done, beside, call_seconds, name_of_receipt, same_data, training_cost
 from sfumato.metrics.receipt import Figure
 from sfumato.recipe import Preset, Published
 
-DDPM = recipe.paper("ddpm").presets["cifar10"]
+DDPM = registry.paper("ddpm").presets["cifar10"]
 INCEPTION = "inception@299 (2048 features, tf1, 6726825d0af5)"
 WHOLE = Done("data/cifar10.npz", (3, 32, 32), {"steps": 800_000, "batch": 128}, "ddpm in 1,000 steps")
 
@@ -45,7 +45,7 @@ def test_every_departure_is_said(ours, done, says):
 
 
 def test_a_figure_of_a_known_number_of_samples_asks_for_that_number():
-    edm = recipe.paper("edm").presets["cifar10"]
+    edm = registry.paper("edm").presets["cifar10"]
     done = replace(WHOLE, training={"steps": edm.training.steps, "batch": edm.training.batch})
     assert apart(figure(n=10_000), done, edm) == ("n = 10,000 for 50,000",)
     assert apart(figure(), done, edm) == ()
@@ -81,12 +81,12 @@ def test_a_data_set_is_known_by_its_name(theirs, ours, same):
 def test_a_sampler_that_is_another_paper_publishes_nothing_of_the_model_it_borrows():
     """dpm_solver, pndm and unipc walk DDIM's model in their own way: its figures are not theirs."""
     for name in ("dpm_solver", "pndm", "unipc"):
-        assert not any(preset.published for preset in recipe.paper(name).presets.values())
+        assert not any(preset.published for preset in registry.paper(name).presets.values())
 
 
-@pytest.mark.parametrize("name", recipe.papers())
+@pytest.mark.parametrize("name", registry.papers())
 def test_published_figures_say_where_they_were_read(name):
-    for preset in recipe.paper(name).presets.values():
+    for preset in registry.paper(name).presets.values():
         for one in preset.published:
             assert one.source and one.data and one.value > 0 and (one.n is None or one.n >= 1000)
         told = [(one.metric, one.sampler, one.note) for one in preset.published]
@@ -94,7 +94,7 @@ def test_published_figures_say_where_they_were_read(name):
 
 
 def test_the_cost_of_a_call_is_timed_without_a_trace():
-    made = recipe.build("ddpm", recipe.paper("ddpm").presets["tiny"].config).train()
+    made = registry.build("ddpm", registry.paper("ddpm").presets["tiny"].config).train()
     before, noise = {k: v.clone() for k, v in made.state_dict().items()}, torch.get_rng_state()
     seconds = call_seconds(made, 2)
     assert seconds is not None and 0 < seconds < 5 and made.training

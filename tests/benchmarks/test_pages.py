@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sfumato import recipe
+from sfumato import registry
 from sfumato.metrics.receipt import Figure, Receipt
 
 ROOT = Path(__file__).parent.parent.parent
@@ -54,8 +54,8 @@ def test_figures_of_different_models_never_share_a_row(script):
     together = [set(row["figures"].values()) for row in rows]
     assert not any({2.90, 2.94} <= values or {2.41, 2.99} <= values for values in together)
     assert any(values == {2.90, 3.37} for values in together) and any(values == {11.47, 2.94} for values in together)
-    for name in recipe.papers():
-        for preset in recipe.paper(name).presets.values():
+    for name in registry.papers():
+        for preset in registry.paper(name).presets.values():
             assert not {2.90, 2.94} <= {one.value for one in preset.published}
 
 
@@ -64,8 +64,8 @@ def test_every_published_figure_of_a_preset_stands_in_the_table_of_the_field(scr
     rows = script("field_page").read(ROOT / "benchmarks" / "field.yaml")["rows"]
     known = {(metric.partition(" ")[0].lower(), value) for row in rows for metric, value in row["figures"].items()}
     names = {"bits": "bits/dim", "pr.precision": "precision", "pr.recall": "recall"}
-    for name in recipe.papers():
-        for preset, setting in recipe.paper(name).presets.items():
+    for name in registry.papers():
+        for preset, setting in registry.paper(name).presets.items():
             for one in setting.published:
                 figure = (names.get(one.metric, one.metric), one.value)
                 assert figure in known, f"{name}, {preset}: check {figure}, and add its row to benchmarks/field.yaml"

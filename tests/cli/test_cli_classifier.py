@@ -90,6 +90,11 @@ def test_a_run_that_knows_classes_is_told_and_steered(run, place, photos, comman
     assert command("sample", run, "--classifier", out, *words, "--out", tmp_path).code == 0
 
 
+def test_a_classifier_has_a_report_without_samples(kinds, command, tmp_path):
+    said = command("report", kinds, "--out", tmp_path / "report.html")
+    assert said.code == 0 and "tells classes apart" in (tmp_path / "report.html").read_text(), said
+
+
 def test_mistakes_are_sentences(run, plain, unlabelled, kinds, photos, mistake, tmp_path):
     steers = ("--classifier", kinds)
     assert "--classifier-scale is nan" in mistake("sample", unlabelled, *steers, "--classifier-scale", "nan")
@@ -97,7 +102,12 @@ def test_mistakes_are_sentences(run, plain, unlabelled, kinds, photos, mistake, 
     assert "is no classifier (it is a run of ddpm)" in mistake("sample", unlabelled, "--classifier", run)
     assert "no class 'oak'" in mistake("sample", unlabelled, *steers, "--label", "oak")
     assert "noises them otherwise" in mistake("sample", plain, *steers)
-    assert "makes no pictures by itself" in mistake("sample", kinds)
+    assert "makes pictures by itself" in mistake("sample", kinds)
+    assert "is no run to upscale with" in mistake("upscale", kinds, next(photos.rglob("*.png")))
+    assert "reads pictures of 16 x 16 alone" in mistake("sample", unlabelled, *steers, "--size", 20)
+    for scale in ("inf", "1e400", "1e6"):
+        assert "--classifier-scale is" in mistake("sample", unlabelled, *steers, "--classifier-scale", scale)
+    assert not (unlabelled / "pictures").exists()
     assert "makes pictures by itself" in mistake("interpolate", kinds, tmp_path / "a.png", tmp_path / "b.png")
     there = ("train", "adm", photos, "--stage", "classifier", "--out", tmp_path / "no")
     assert "--from RUN" in mistake(*there, "--labels", "folder")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy.ndimage import gaussian_filter
 
 from sfumato.data.pictures import read_settings
 
@@ -82,6 +83,34 @@ def test_strength_from_nothing_to_everything(run, photo, command, tmp_path):
     assert np.array_equal(seed(tmp_path / "all", 0), seed(tmp_path / "fresh", 0))
 
 
+@pytest.mark.parametrize("method", ["project", "reconstruct"])
+def test_enlarged_cells_have_the_means_of_the_small_picture(method, run, photo, command, tmp_path):
+    small = saved(tmp_path / "small.png", pixels(photo)[::4, ::4])
+    out = tmp_path / "out"
+    assert command("edit", run, small, "--enlarge", 4, "--method", method, "--n", 2, "--out", out, *STEPS).code == 0
+    means = seed(out, 1).astype(float).reshape(4, 4, 4, 4).mean((1, 3))
+    assert np.abs(means - pixels(small)).max() <= 0.5
+    assert seed(out, 0).std() > means.std() and not np.array_equal(seed(out, 0), seed(out, 1))
+    told = read_settings(out / "seed_00000000.png")["request"]
+    assert (told["edit"], told["factor"], told["method"]) == ("enlarge", 4, method)
+
+
+def test_deblurred_pictures_look_like_the_blurred_one_when_blurred(run, photo, command, tmp_path):
+    """Nearer than fresh pictures do, and the nearer the more rounds."""
+    soft = saved(tmp_path / "soft.png", np.round(gaussian_filter(pixels(photo).astype(float), 1.5)).astype(np.uint8))
+
+    def far(out: Path) -> float:
+        return float(np.abs(gaussian_filter(seed(out, 0).astype(float), 1.5) - pixels(soft)).mean())
+
+    words = ("edit", run, soft, "--deblur", 1.5, "--n", 1, *STEPS)
+    for rounds in (1, 8):
+        assert command(*words, "--rounds", rounds, "--out", tmp_path / str(rounds)).code == 0
+    assert command("sample", run, "--n", 1, "--label", "rose", *STEPS, "--out", tmp_path / "fresh").code == 0
+    assert far(tmp_path / "8") < far(tmp_path / "1") < far(tmp_path / "fresh")
+    told = read_settings(tmp_path / "8" / "seed_00000000.png")["request"]
+    assert (told["edit"], told["width"], told["noise"], told["rounds"]) == ("deblur", 1.5, 0.02, 8)
+
+
 def test_another_size_is_resized_with_its_mask_and_said(run, photo, command, tmp_path):
     large = np.kron(pixels(photo), np.ones((3, 3), np.uint8))
     colour = saved(tmp_path / "large.png", np.stack([large, large, 255 - large], -1))
@@ -115,7 +144,7 @@ def test_encode_decode_and_between(run, photos, command, mistake, tmp_path):
     for i, k in ((0, 0), (2, 1)):
         end, back = tmp_path / "way" / f"step_{i:04d}.png", tmp_path / "back" / f"picture_{k:04d}.png"
         assert abs(pixels(end).astype(int) - pixels(back)).max() <= 2
-    assert "sfumato edit" in mistake("sample", run, "--like", tmp_path / "way" / "grid.png")
+    assert "sfumato interpolate" in mistake("sample", run, "--like", tmp_path / "way" / "grid.png")
 
 
 def test_latents_of_others_are_refused(run, plain, photo, mistake, command, tmp_path):
@@ -153,6 +182,13 @@ MISTAKES = [
     (["edit", "RUN", "PHOTO", "--strength", "0.5", "--guidance", "2"], "--label NAME"),
     (["edit", "RUN", "PHOTO", "--strength", "0.5", "--label", "ros"], "did you mean 'rose'?"),
     (["edit", "RUN", "PHOTO", "--strength", "0.5", "--n", "0"], "at least 1"),
+    (["edit", "RUN", "PHOTO", "--enlarge", "3"], "divides the run's sides, 16 x 16"),
+    (["edit", "RUN", "PHOTO", "--enlarge", "2", "--method", "repaint"], "only sums of pixels are known"),
+    (["edit", "RUN", "PHOTO", "--deblur", "1", "--method", "project"], "a blurred picture has none"),
+    (["edit", "RUN", "PHOTO", "--deblur", "nan"], "the blur is nan pixels wide"),
+    (["edit", "RUN", "PHOTO", "--deblur", "1", "--noise", "0"], "noise from 0.001 to 1"),
+    (["edit", "RUN", "PHOTO", "--inpaint", "MASK", "--noise", "0.1"], "of --deblur"),
+    (["edit", "RUN", "PHOTO", "--inpaint", "MASK", "--rounds", "0"], "from 1 to 1,000"),
     (["encode", "RUN"], "encode runs/NAME photo.png"),
     (["encode", "RUN", "PHOTO", "--sampler", "ddpm"], "adds noise, and cannot encode"),
     (["encode", "RUN", "PHOTO", "--label", "rose,tulip"], "is told one"),

@@ -10,7 +10,7 @@ from sfumato.cli.cite import bibtex
 from sfumato.cli.doctor import extras, warnings_of
 from sfumato.cli.papers import Entry, entries
 from sfumato.cli.show import amount, duration, size
-from sfumato.recipe import papers
+from sfumato.registry import papers
 
 
 def test_papers_lists_every_paper_as_its_docstring_says(command):

@@ -33,6 +33,7 @@ TRAINING = [
     (["train", "ddpm", "PHOTOS", "--device", "abacus"], "cuda"),
     (["train", "ddpm", "PHOTOS", "--holdout", "2"], "between 0 and 1"),
     (["train", "ddpm", "PHOTOS", "--labels", "foldr"], "folder"),
+    (["train", "classifier_free", "PHOTOS", "--labels", "none"], "these pictures have no labels: give --labels folder"),
     (["train", "ddpm", "PHOTOS", "--config.predict", "w"], "eps, x0, v"),
     (["train", "ddpm", "PHOTOS", "--config.shape", "3", "8", "8"], "--size"),
     (["train", "ddpm", "PHOTOS", "--config.T", "0"], "at least 1"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from sfumato import recipe
+from sfumato import recipe, registry
 from sfumato.cli import reproduce
 from sfumato.cli.runs import model_hash
 from sfumato.metrics.receipt import Receipt
@@ -94,7 +94,7 @@ def test_interrupted_sampling_goes_on(begun, monkeypatch):
 
 def test_published_figures_stand_beside_ours_with_what_sets_them_apart(begun, monkeypatch):
     out, call = begun
-    presets = recipe.paper("ddpm").presets
+    presets = registry.paper("ddpm").presets
     published = recipe.reported({"fid": 3.17, "bits": 3.75}, "CIFAR-10", None, "the test")
     monkeypatch.setitem(presets, "tiny", replace(presets["tiny"], published=published))
     said = call("--size", 16)
@@ -113,7 +113,7 @@ def test_published_figures_stand_beside_ours_with_what_sets_them_apart(begun, mo
         assert why in text, why
     assert "sfumato likelihood" in text and "published: the test" in text
     words = reproduce._words(  # without --size a paper's model has the paper's size and channels, whatever the data's
-        reproduce.Target(recipe.paper("ddpm"), "tiny", presets["tiny"], "photos", out), reproduce.Reproduce()
+        reproduce.Target(registry.paper("ddpm"), "tiny", presets["tiny"], "photos", out), reproduce.Reproduce()
     )
     assert words[words.index("--size") + 1] == "32x32" and words[words.index("--channels") + 1] == "3"
 

@@ -18,7 +18,7 @@ from sfumato.cli.inspect import Inspect
 from sfumato.cli.papers import Papers
 from sfumato.cli.parse import known_flags
 from sfumato.cli.sample import Sample
-from sfumato.recipe import paper
+from sfumato.registry import paper
 from tests.fuzz.bounds import Bounds
 from tests.fuzz.hostile import examples, texts
 

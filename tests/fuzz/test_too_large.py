@@ -13,7 +13,7 @@ import yaml
 
 import sfumato
 from sfumato.engine.run import as_yaml
-from sfumato.recipe import outline, paper
+from sfumato.registry import outline, paper
 from tests.fuzz.bounds import Bounds
 from tests.fuzz.conftest import SMALL
 from tests.fuzz.hostile import insides, sign

@@ -15,7 +15,7 @@ from sfumato.metrics.features import file_digest, levels, rgb
 from sfumato.metrics.frechet import frechet
 from sfumato.metrics.inception import Inception, InceptionNet
 from sfumato.metrics.lite0 import Lite0, wheel
-from sfumato.metrics.own import Own, fit
+from sfumato.metrics.own import Own, fit, keep, kept
 from sfumato.metrics.script import Script, ScriptedInception, is_script
 from sfumato.metrics.statistics import Moments
 from tests.metrics.seeded import checker, filled, some
@@ -180,6 +180,10 @@ def test_own_trains_itself_and_stays_itself(tmp_path, data_pack):
     (tmp_path / "bad.safetensors").write_bytes(b"x" * 50)
     with pytest.raises(UserError, match="train it again"):
         Own.load(tmp_path / "bad.safetensors")
+    assert kept(tmp_path / "bad.safetensors") is None and kept(tmp_path / "absent.safetensors") is None
+    keep(one, tmp_path / "new" / "own.safetensors")
+    assert (back := kept(tmp_path / "new" / "own.safetensors")) and back.identity == one.identity
+    keep(one, tmp_path / "bad.safetensors" / "own.safetensors")  # no room for it, and no error
 
 
 def test_own_learns_from_volumes_and_leaves_randomness_alone():

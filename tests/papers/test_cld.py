@@ -19,7 +19,8 @@ from sfumato.core.random import Seeds
 from sfumato.errors import UserError
 from sfumato.networks import UNetConfig
 from sfumato.papers.cld import CLD, PRESETS, Config, Process
-from sfumato.recipe import Ask, Training, outline
+from sfumato.recipe import Ask, Training
+from sfumato.registry import outline
 from sfumato.samplers.adaptive import ODE45
 from sfumato.samplers.sde import SSCS, EulerMaruyama, quadratic_striding, striding
 from tests.papers.tools import at, loud

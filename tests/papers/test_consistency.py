@@ -19,7 +19,8 @@ from sfumato.networks import UNetConfig
 from sfumato.papers.consistency import PRESETS, Config, Consistency
 from sfumato.papers.edm import EDM
 from sfumato.papers.edm import Config as Teacher
-from sfumato.recipe import Ask, Loss, build, config_dict
+from sfumato.recipe import Ask, Loss
+from sfumato.registry import build, config_dict
 from sfumato.samplers.consistency import Consistency as Few
 from sfumato.samplers.ode import Heun
 from tests.engine.compare import same
@@ -222,7 +223,7 @@ class MLP(nn.Module):
 class Flat(Consistency):
     """The recipe with a small network for points of the plane."""
 
-    def unet(self, **sizes):
+    def make_network(self, **sizes):
         return MLP()
 
 

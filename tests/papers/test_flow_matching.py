@@ -167,7 +167,7 @@ class MLP(nn.Module):
 class Flat(FlowMatching):
     """The recipe with a small network for points of the plane."""
 
-    def unet(self, **sizes):
+    def make_network(self, **sizes):
         return MLP()
 
 

@@ -20,7 +20,8 @@ from sfumato.errors import UserError
 from sfumato.networks.dit import DiTConfig
 from sfumato.papers import dit
 from sfumato.papers.dit import PRESETS, Config, DiT
-from sfumato.recipe import Ask, Training, config_from, outline, paper
+from sfumato.recipe import Ask, Training
+from sfumato.registry import config_from, outline, paper
 from sfumato.samplers.ancestral import DDIM, Ancestral
 from tests.papers.test_improved_ddpm import Pictures, by_hand
 from tests.papers.tools import NAMES, at, loud
@@ -168,6 +169,7 @@ def test_the_released_models(side):
     counted = sum(p.numel() for p in recipe.parameters()) + (side // 2) ** 2 * 1152
     assert counted - PUBLISHED["XL/2"] == ((side // 2) ** 2 - 256) * 1152
     assert (config.shape, config.guided_channels, config.clip) == ((4, side, side), 3, False)
+    assert [name for name, one in PRESETS.items() if one.config.latent] == ["XL/2-256", "XL/2-512"]
     assert {f.metric: f.value for f in preset.published} == (
         {"fid": 2.27, "is": 278.24} if side == 32 else {"fid": 3.04, "is": 240.82}
     )

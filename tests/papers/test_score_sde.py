@@ -14,7 +14,8 @@ from sfumato.core.random import Seeds
 from sfumato.errors import UserError
 from sfumato.networks import UNetConfig
 from sfumato.papers.score_sde import PRESETS, Centred, Config, ScoreSDE
-from sfumato.recipe import Ask, Training, outline
+from sfumato.recipe import Ask, Training
+from sfumato.registry import outline
 from sfumato.samplers.ancestral import DDIM, Ancestral, large
 from sfumato.samplers.langevin import PredictorCorrector, langevin_of_batch
 from sfumato.samplers.sampler import State

@@ -6,7 +6,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -27,12 +27,14 @@ from sfumato.apps.explorer.space import Space
 from sfumato.apps.explorer.table import Table, clean
 from sfumato.apps.explorer.words import about
 from sfumato.apps.explorer.work import STAGES, Work
-from sfumato.data.decode import BadPicture
+from sfumato.data.decode import BadPicture, Encoded
 from sfumato.data.options import need
 from sfumato.data.pictures import to_pil, to_uint8
 from sfumato.errors import UserError
 
 __all__ = ["Filter", "Options", "Query", "Room"]
+
+T = TypeVar("T")
 
 
 class Room:
@@ -115,20 +117,14 @@ class Room:
         part = self.work.parts.get(id // PART)
         content = None if part is None else part.thumbnail(id)
         if content is None:
-            try:
-                content = look(self.listed.records.encoded(id)).thumb
-            except BadPicture as reason:
-                raise UserError(f"{self.listed.records.names[id]} cannot be shown: {reason}.") from None
+            content = self._shown(id, look).thumb
         return content, "image/jpeg" if content[:2] == b"\xff\xd8" else "image/webp"
 
     def picture(self, id: int) -> tuple[bytes, str]:
         """(content, mime type): whole, upright, encoded again (PNG, or JPEG above 1 megapixel), without metadata; at
         most 2,048 pixels a side."""
         self._known(id)
-        try:
-            return whole(self.listed.records.encoded(id))
-        except BadPicture as reason:
-            raise UserError(f"{self.listed.records.names[id]} cannot be shown: {reason}.") from None
+        return self._shown(id, whole)
 
     def facets(self, query: Query) -> dict[str, dict[str, Any]]:
         """Of the pictures that match, by column: {"kind": "histogram", "edges": [k + 1], "counts": [k], "empty": n}
@@ -140,29 +136,14 @@ class Room:
         """{"total": groups, "exact": groups, "near": groups, "extra": pictures beyond one of each group, "groups":
         [{"group": number for Query.group, "kind": "exact" | "near", "ids": [...], "leak": whether it spans splits}]}:
         the largest first."""
-        found = self._groups()
-        exact = sum(group["kind"] == "exact" for group in found)
-        return {
-            "total": len(found),
-            "exact": exact,
-            "near": len(found) - exact,
-            "extra": sum(len(group["ids"]) - 1 for group in found),
-            "groups": found[max(0, first) : max(0, first) + max(0, n)],
-        }
+        return _counted(self._groups(), first, n)
 
     def leaks(self, first: int = 0, n: int = 50) -> dict[str, Any]:
         """The same, only of groups that span splits, with "splits": {split: pictures of it in such groups}."""
         split = self.listed.columns["split"]
         found = [group for group in self._groups() if group["leak"]]
-        exact = sum(group["kind"] == "exact" for group in found)
-        return {
-            "total": len(found),
-            "exact": exact,
-            "near": len(found) - exact,
-            "extra": sum(len(group["ids"]) - 1 for group in found),
-            "splits": dict(Counter(str(split[id]) for group in found for id in group["ids"])),
-            "groups": found[max(0, first) : max(0, first) + max(0, n)],
-        }
+        splits = Counter(str(split[id]) for group in found for id in group["ids"])
+        return _counted(found, first, n) | {"splits": dict(splits)}
 
     def outliers(self) -> dict[str, dict[str, Any]]:
         """{check: {"says": a sentence, "column": what it looks at, "rows": [{"id", "value", "z": robust z score}] the
@@ -251,6 +232,13 @@ class Room:
         if not 0 <= id < len(self.listed.records):
             raise UserError(f"there is no picture {id}: ids go from 0 to {len(self.listed.records) - 1}.")
 
+    def _shown(self, id: int, read: Callable[[Encoded], T]) -> T:
+        """What `read` makes of a picture as it lies in the source. Raises UserError for a damaged one."""
+        try:
+            return read(self.listed.records.encoded(id))
+        except BadPicture as reason:
+            raise UserError(f"{self.listed.records.names[id]} cannot be shown: {reason}.") from None
+
     def _once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Computed again only when the table has changed."""
         version = self.asking.table.version
@@ -328,3 +316,15 @@ class Room:
             {"group": n, "kind": "exact" if group.exact else "near", "ids": list(group.ids), "leak": leak(group.ids)}
             for n, group in enumerate(self.work.groups or ())
         ]
+
+
+def _counted(groups: list[dict[str, Any]], first: int, n: int) -> dict[str, Any]:
+    """Groups first .. first + n - 1, and how many there are of each kind."""
+    exact = sum(group["kind"] == "exact" for group in groups)
+    return {
+        "total": len(groups),
+        "exact": exact,
+        "near": len(groups) - exact,
+        "extra": sum(len(group["ids"]) - 1 for group in groups),
+        "groups": groups[max(0, first) : max(0, first) + max(0, n)],
+    }

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from sfumato.errors import UserError
-from sfumato.recipe import MISFITS, Paper, config_dict, config_from
+from sfumato.registry import MISFITS, Paper, config_dict, config_from
 
 __all__ = ["commands", "flat", "shown"]
 

@@ -9,37 +9,12 @@ from sfumato.apps.report.charts import number
 from sfumato.apps.report.commands import shown
 from sfumato.apps.report.markup import Html, el
 from sfumato.cli.show import duration
+from sfumato.metrics.figures import title
 from sfumato.metrics.receipt import Figure, Receipt
 
-__all__ = ["figures", "title"]
+__all__ = ["figures"]
 
-NAMES = {
-    "fid": "Fréchet distance",
-    "sfid": "spatial Fréchet distance",
-    "kid": "KID",
-    "is": "Inception score",
-    "pr.precision": "precision",
-    "pr.recall": "recall",
-    "dc.density": "density",
-    "dc.coverage": "coverage",
-    "vendi": "Vendi score",
-    "lpips": "LPIPS",
-    "ssim": "SSIM",
-    "psnr": "PSNR",
-    "dice": "Dice",
-    "clip": "CLIP score",
-    "fvd": "FVD",
-}
 WIDE = 120  # of the little line with the interval
-
-
-def title(figure: Figure) -> str:
-    """Called FID only where Inception looked."""
-    if figure.features.startswith("inception") and figure.metric in ("fid", "sfid"):
-        return {"fid": "FID", "sfid": "sFID"}[figure.metric]
-    name = NAMES.get(figure.metric, figure.metric)
-    features = figure.features.split(" ")[0]
-    return f"{name} ({features})" if features else name
 
 
 def figures(receipts: tuple[Receipt, ...]) -> list[Html]:

@@ -25,7 +25,8 @@ from sfumato.data.options import shortlist
 from sfumato.engine.run import read_yaml
 from sfumato.errors import UserError
 from sfumato.metrics.receipt import Receipt
-from sfumato.recipe import MISFITS, Paper, Recipe, build, outline, paper
+from sfumato.recipe import Recipe
+from sfumato.registry import MISFITS, Paper, build, outline, paper
 
 __all__ = ["about_run", "history_of", "previews", "private_of", "receipts", "run_files"]
 
@@ -144,7 +145,8 @@ def _process(config: Mapping[str, Any]) -> str:
     settings = config.get("config")
     with suppress(UserError, *MISFITS), torch.device("meta"):
         recipe: Any = build(str(config.get("paper")), settings if isinstance(settings, dict) else {})
-        return str(recipe.denoiser.process)
+        process = getattr(getattr(recipe, "denoiser", None), "process", None)  # a classifier has none
+        return "" if process is None else str(process)
     return ""
 
 
@@ -152,6 +154,9 @@ def _network(config: Mapping[str, Any]) -> str:
     net = (config.get("config") or {}).get("network")
     if not isinstance(net, dict):
         return ""
+    if "depth" in net:
+        width, depth, heads, patch = (shown(net.get(name)) for name in ("width", "depth", "heads", "patch"))
+        return f"transformer, width {width}, {depth} layers, {heads} heads, patches of {patch}"
     parts = [f"U-Net, widths {shown(net.get('widths'))}", f"{_blocks(net.get('blocks'))} a level"]
     parts.append(f"attention at levels {shown(net.get('attention'))}" if net.get("attention") else "no attention")
     parts += [f"patches of {net['patch']}"] if net.get("patch", 1) != 1 else []

@@ -13,6 +13,8 @@ from sfumato.apps.report.charts import Line, chart, number, smoothed
 from sfumato.apps.report.facts import Facts, Series
 from sfumato.apps.report.markup import Html, el, join
 from sfumato.cli.show import amount
+from sfumato.metrics.figures import METRICS, title
+from sfumato.metrics.receipt import Figure
 
 __all__ = ["page"]
 
@@ -35,8 +37,8 @@ def page(facts: Facts, *, previews: int = 0) -> str:
     nav = el("nav", {"aria-label": "sections"}, *(el("a", {"href": f"#{name}"}, word) for name, word, _ in there))
     bodies = [el("section", {"id": name}, el("h2", None, word), *parts) for name, word, parts in there]
     main = el("main", None, sections.hero(facts), sections.tiles(facts), nav, *bodies, _footer())
-    title = " · ".join(filter(None, [facts.about.name, facts.about.paper, "sfumato report"]))
-    return f"<!DOCTYPE html>\n{el('html', {'lang': 'en'}, _head(title), el('body', None, main, _script()))}\n"
+    name = " · ".join(filter(None, [facts.about.name, facts.about.paper, "sfumato report"]))
+    return f"<!DOCTYPE html>\n{el('html', {'lang': 'en'}, _head(name), el('body', None, main, _script()))}\n"
 
 
 SECTIONS = {
@@ -117,11 +119,11 @@ def _curves(facts: Facts) -> list[Html]:
 def _other(name: str, series: Series, error: Series) -> Html | None:
     """A number that the recipe or a judge of pictures logged."""
     note = _said(series) if len(series) > SMOOTH else ""
-    if name in figures.NAMES:
+    if name in METRICS:
         note = "Of few pictures of the averaged weights, made during training. " + note
     if len(error):
         note += f"Standard error at the end: {number(error.values[-1])}."
-    return chart(figures.NAMES.get(name, name), [_line(series, name, "a")], note=note.strip())
+    return chart(title(Figure(name, 0.0, 0)), [_line(series, name, "a")], note=note.strip())
 
 
 HELD = "The held-out loss is that of the averaged weights on examples that training never sees."
@@ -130,14 +132,14 @@ HELD = "The held-out loss is that of the averaged weights on examples that train
 def _health(facts: Facts) -> list[Html]:
     h = facts.history
     parts = [_levels(h.levels)]
-    for end, title in MEANING.items():
+    for end, called in MEANING.items():
         found = [s for s in h.ending(end) if s.name == end or s.name.endswith(f"/{end}")]
         found = [s for s in found if end != "skipped" or any(s.values)]
         words = _percent if end == "ema_lag" else number
         lines = [_line(s, s.name if len(found) > 1 else end, "abcd"[i % 4]) for i, s in enumerate(found)]
         log = None if end == "norm" else False
         note = " ".join(filter(None, [EXPLAINED.get(end, ""), _bold(found)]))
-        parts.append(chart(title, lines, note=note, words=words, log=log))
+        parts.append(chart(called, lines, note=note, words=words, log=log))
     there = [part for part in parts if part is not None]
     return [*_warned(facts), el("div", {"class": "charts small"}, *there)] if there or facts.warnings else []
 
@@ -183,7 +185,7 @@ def _file(name: str) -> str:
     return files("sfumato.apps.report").joinpath(name).read_text(encoding="utf8")
 
 
-def _head(title: str) -> Html:
+def _head(name: str) -> Html:
     """Only our own script may run, whatever else might be in the page, and nothing may be loaded."""
     code = base64.b64encode(hashlib.sha256(_file("script.js").encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{code}'"
@@ -195,7 +197,7 @@ def _head(title: str) -> Html:
         el("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         el("meta", {"name": "color-scheme", "content": "light dark"}),
         el("meta", {"name": "referrer", "content": "no-referrer"}),
-        el("title", None, title),
+        el("title", None, name),
         el("style", None, Html(_file("style.css"))),
     )
 

@@ -23,7 +23,8 @@ from sfumato.engine.plan import choose_device, out_of_memory
 from sfumato.errors import UserError
 from sfumato.metrics.features import Extractor
 from sfumato.metrics.lite0 import Lite0
-from sfumato.recipe import Recipe, config_from
+from sfumato.recipe import Recipe
+from sfumato.registry import config_from
 from sfumato.samplers.sampler import Sampler
 
 __all__ = ["Wanted", "check_place", "write_report"]
@@ -102,6 +103,9 @@ def _samples(home: Path, wanted: Wanted, missing: dict[str, str], show: Show) ->
     except UserError:
         missing["samples"] = "There are no weights that can be opened, so there are no samples: the run is before its "
         missing["samples"] += "first checkpoint, or its files are damaged (`sfumato inspect RUN` says which)."
+        return None, None
+    if recipe.use:
+        missing["samples"] = f"No samples by itself: {recipe.use}."
         return None, None
     try:
         walked = {"sampler": wanted.sampler, "guidance": wanted.guidance}
