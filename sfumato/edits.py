@@ -63,16 +63,19 @@ def project(walk: Walk, known: Known | Measured) -> tuple[Sampler, Denoiser]:
     return walk.sampler, guidance.project(walk.clip(walk.denoiser), known.paste)
 
 
-def repaint(walk: Walk, known: Known | Measured, *, passes: int = 10, length: int = 10) -> tuple[Sampler, Denoiser]:
+def repaint(
+    walk: Walk, known: Known | Measured, *, passes: int = 10, length: int = 10, steps: int | None = None
+) -> tuple[Sampler, Denoiser]:
     """RePaint (Lugmayr et al. 2022, arXiv:2201.09865): ancestral steps with the known part noised to each level, most
-    of them walked `passes` times. With one pass as biased as pasting, with ten much less."""
+    of them walked `passes` times. With one pass as biased as pasting, with ten much less. `steps` None: those of an
+    ancestral sampler, of another one at least 100 and at most 250."""
     own, process = walk.sampler, walk.denoiser.process
     if isinstance(known, Measured):
         raise UserError("repaint keeps pixels, and here only sums of pixels are known: use reconstruct or project.")
     if not isinstance(process, Affine):
         raise UserError("repaint noises pictures back and forth, which data that move (cld) cannot: use reconstruct.")
     _refuse_jumps(own, "repaint")
-    steps = walk.sampler.steps if isinstance(own, Ancestral) else min(max(own.steps, 100), 250)
+    steps = steps or (own.steps if isinstance(own, Ancestral) else min(max(own.steps, 100), 250))
     spacing = times.uniform if isinstance(own, ODE45) else own.spacing
     base = Ancestral(steps, spacing, getattr(own, "variance", small))
     return RePaint(base=Held(steps, spacing, known=known, base=base), passes=passes, length=length), walk.clip(

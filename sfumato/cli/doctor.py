@@ -19,6 +19,7 @@ from sfumato.cli.show import rows, size
 __all__ = ["extras", "run", "warnings_of"]
 
 Row = tuple[str, str]
+CACHES = ("data", "evaluation", "own", "rooms")  # folders of the cache, each made again where it is missed
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,16 @@ def extras() -> dict[str, list[str]]:
 def _places() -> Iterator[Row]:
     from sfumato.data.cache import cache_folder
 
-    cache = cache_folder()
-    used = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) if cache.is_dir() else 0
-    yield "cache", f"{cache} ({size(used)}; may be deleted; SFUMATO_CACHE moves it)"
+    home = cache_folder().parent
+    kinds = {kind: _weight(home / kind) for kind in CACHES}
+    listed = ", ".join(f"{kind} {size(used)}" for kind, used in kinds.items() if used) or "empty"
+    yield "cache", f"{home} ({listed}; {', '.join(CACHES)} may be deleted; SFUMATO_CACHE moves them)"
     yield "disk", f"{size(_free(Path.cwd()))} free here"
+
+
+def _weight(folder: Path) -> int:
+    """Bytes of the files in it."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
 
 
 def _free(path: Path) -> int:

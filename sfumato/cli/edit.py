@@ -177,10 +177,9 @@ def _change(flags: Edit, given: Given, shop: Workshop) -> tuple[Change, list[Ten
 
 def _method(flags: Edit) -> edits.Method:
     """How what is known is kept."""
-    if flags.passes is not None:
-        return partial(edits.repaint, passes=flags.passes)
-    method = flags.method or "reconstruct"
-    return partial(edits.reconstruct, rounds=_rounds(flags)) if method == "reconstruct" else edits.METHODS[method]
+    if flags.method == "repaint":
+        return partial(edits.repaint, passes=flags.passes or 10, steps=flags.steps)
+    return edits.project if flags.method == "project" else partial(edits.reconstruct, rounds=_rounds(flags))
 
 
 def _rounds(flags: Edit) -> int:

@@ -51,7 +51,7 @@ def half(tmp_path) -> Path:
 def test_kept_pixels_are_those_of_the_file(method, run, photo, half, command, tmp_path):
     out = tmp_path / "out"
     words = ["--passes", 2] if method == "repaint" else []
-    steps = ("--sampler", "ddpm", "--steps", 12)
+    steps = ("--sampler", "ddim", "--steps", 12)  # of repaint 12, too
     said = command(
         "edit", run, photo, "--inpaint", half, "--method", method, "--n", 3, "--seed", 5, "--out", out, *steps, *words
     )

@@ -97,6 +97,15 @@ def test_doctor(command):
     assert all(f"[{extra}]" in said.out for extra in extras())
 
 
+def test_doctor_weighs_every_cache(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path))
+    for kind in ("evaluation", "rooms"):
+        (tmp_path / kind / "deep").mkdir(parents=True)
+        (tmp_path / kind / "deep" / "file").write_bytes(bytes(3_000_000))
+    said = command("doctor").out
+    assert "evaluation 3.0 MB, rooms 3.0 MB" in said.replace("3 MB", "3.0 MB") and "data 0" not in said
+
+
 def test_doctor_warns():
     assert not warnings_of(("2.13.0+cpu", False), None, 10**12)
     assert "torchvision" in warnings_of(("2.13.0+cpu", False), "0.28.0", 10**12)[0]

@@ -1,5 +1,7 @@
 """Statistics merge exactly, repeat nothing, and come back from disk only for what they were kept for."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,14 @@ def test_the_fingerprint_follows_the_pictures(tmp_path):
     data = open_data(str(tmp_path / "a.npz"), DataOptions())
     assert fingerprint(data) == fingerprint(data.take(range(6))) != fingerprint(data.take([0, 1, 2]))
     assert fingerprint(data.take([1, 0])) != fingerprint(data.take([0, 1]))
+    (tmp_path / "elsewhere").mkdir()
+    np.savez(tmp_path / "elsewhere" / "b.npz", image=images)
+    os.utime(tmp_path / "elsewhere" / "b.npz", (1, 1))
+    copy = open_data(str(tmp_path / "elsewhere" / "b.npz"), DataOptions())
+    assert fingerprint(copy) == fingerprint(data) and copy.fingerprint != data.fingerprint
+    images[5, 7, 7, 2] ^= 1
+    np.savez(tmp_path / "c.npz", image=images)
+    assert fingerprint(open_data(str(tmp_path / "c.npz"), DataOptions())) != fingerprint(data)
 
 
 def test_statistics_files_of_others(tmp_path):
