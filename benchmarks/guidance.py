@@ -43,7 +43,7 @@ from sfumato.samplers.sampler import Sampler
 
 AT_ONCE = 250
 FREE = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
-STEER = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
+STEER = (0.0, 1.0, 2.0, 4.0, 8.0)
 BOTH = ((1.5, 1.0), (1.5, 4.0), (3.0, 4.0))  # guidance, and the classifier's scale
 REAL = (0.0, 1.0, 2.0)
 SEEDS = (0, 10_000, 20_000)

@@ -24,6 +24,7 @@ from sfumato.papers.discriminator_guidance import DiscriminatorGuidance
 from sfumato.pixels import Pixels
 from sfumato.recipe import Ask, At, Loss, Recipe, labels_or_spread
 from sfumato.samplers.ancestral import mean
+from sfumato.samplers.auto import Auto
 from sfumato.samplers.consistency import Consistency
 from sfumato.samplers.ode import Heun
 from sfumato.samplers.sampler import Sampler, State
@@ -31,6 +32,7 @@ from sfumato.samplers.sampler import Sampler, State
 __all__ = ["SteerFlags", "Steered", "remembered", "steered"]
 
 MOST = 1000.0
+SMOOTH = 2  # of `auto`: a gradient is not as smooth in t as a guess, and sets in at once where its window begins
 Knows = TypeVar("Knows", Classifier, DiscriminatorGuidance)
 
 
@@ -87,6 +89,8 @@ class Steered(Recipe):
         classes, forces = len(self.config.classes), self.forces
         labels = torch.tensor(labels_or_spread(ask, classes, rng.pictures_of(ask.n))) if classes else None
         sampler: Sampler = ask.sampler or self.run.sampler()
+        if isinstance(sampler, Auto):
+            sampler = replace(sampler, order=SMOOTH)
         bare: list[Denoiser] = []
 
         def steer(denoiser: Denoiser) -> Denoiser:

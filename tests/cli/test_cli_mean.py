@@ -9,8 +9,11 @@ from PIL import Image
 import sfumato
 from sfumato.cli.samplers import chosen
 from sfumato.cli.steer import SteerFlags, steered
+from sfumato.core import times
 from sfumato.core.random import Seeds
 from sfumato.recipe import Ask
+from sfumato.samplers.auto import Auto
+from sfumato.samplers.multistep import DEIS
 from tests.cli.conftest import SMALL, quietly
 
 STEPS, SCALE, ROSE = 6, 3.0, 1
@@ -94,6 +97,18 @@ def test_ddim_goes_by_the_score(moved):
     ours = trajectory(moved, sampler="ddim", spacing=str(STEPS))
     for x, y in zip(ours, theirs(moved, ddim=True, window=True), strict=True):
         assert torch.allclose(x.double(), y, rtol=1e-4, atol=1e-4), float((x - y).abs().max())
+
+
+def test_auto_takes_short_memory_where_a_gradient_steers(moved):
+    """Its fourth order goes astray on a gradient that sets in at once: accuracy .34 in place of .75 on Fashion-MNIST
+    with scale 8 and 20 steps."""
+    run, kinds = moved
+    recipe = steered(sfumato.load(run), SteerFlags(classifier=kinds, classifier_scale=SCALE)).requires_grad_(False)
+    ends = []
+    for sampler in (Auto(STEPS), DEIS(STEPS, times.balanced, order=2), Auto(STEPS, order=2)):
+        *_, last = recipe.sample(Ask(3, labels=(ROSE,), sampler=sampler), rng=Seeds(4))
+        ends.append(last.x)
+    assert torch.equal(ends[0], ends[2]) and torch.allclose(ends[0], ends[1], atol=0.05)
 
 
 @pytest.mark.parametrize("sampler", ["", "ddpm", "ddim", "heun"])
