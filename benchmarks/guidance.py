@@ -10,8 +10,8 @@ in turn, `--n` pictures, seeds 0 to n - 1, `auto` in `--steps` steps, float32. O
 independent classifier (benchmarks/classifier.py, it never saw noise) reads as what was asked for, the Frechet distance
 of its features to those of the 10,000 test pictures (no FID), and precision and recall in them against as many test
 pictures. `discriminator`: a run of edm with its own sampler and a discriminator trained upon it, three seeds of
-sampling. What `--out` holds already is not measured again. The runs, all on train.npz with `--preset fashion --flip on
---threads 1`:
+sampling, and the distance in features of lite0, too, which see textures. What `--out` holds already is not measured
+again. The runs, all on train.npz with `--preset fashion --flip on --threads 1`:
 
     sfumato train classifier_free DATA --steps 3000 --out runs/free
     sfumato train adm DATA --stage classifier --steps 2000 --from benchmarks/runs/fashion_ddpm (and --from runs/free)
@@ -23,7 +23,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,8 @@ from torch import Tensor
 
 from sfumato import Ask, DataOptions, Seeds, load, open_data
 from sfumato.cli.steer import Forces, Steered
+from sfumato.metrics.features import levels
+from sfumato.metrics.lite0 import Lite0
 from sfumato.metrics.neighbours import precision_recall
 from sfumato.recipe import Recipe
 from sfumato.samplers.auto import Auto
@@ -49,12 +50,23 @@ REAL = (0.0, 1.0, 2.0)
 SEEDS = (0, 10_000, 20_000)
 
 
-@dataclass(frozen=True)
 class Judge:
-    """What pictures are held against."""
+    """What pictures are held against: the test pictures (N, 1, 28, 28) in [-1, 1]."""
 
-    net: Classifier
-    real: Tensor  # (N, D) features of the test pictures
+    def __init__(self, net: Classifier, held: Tensor) -> None:
+        self.net, self.real = net, features(net, held)
+        self.lite0 = Lite0()
+        self.textures = self._textures(held)
+
+    def _textures(self, images: Tensor) -> Tensor:
+        """(N, 232) features of lite0."""
+        parts = levels((images + 1) / 2).split(AT_ONCE)
+        return torch.cat([self.lite0(part).features.double() for part in parts])
+
+    def texture(self, images: Tensor) -> float:
+        """Frechet distance in features of lite0, each over the deviation of the test pictures' own."""
+        scale = self.textures.std(0).clamp(min=1e-6)
+        return round(frechet(self._textures(images) / scale, self.textures / scale), 2)
 
     def __call__(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         seen = features(self.net, images)
@@ -62,7 +74,8 @@ class Judge:
         found = {"frechet": frechet(seen, self.real), **precision_recall(some, seen)._asdict()}
         if labels is not None:
             found["accuracy"] = float((read(self.net, images) == labels).double().mean())
-        return {name: round(value, 4) for name, value in found.items()}
+        out = {name: round(value, 4) for name, value in found.items()}
+        return out if labels is not None else out | {"lite0": self.texture(images)}
 
 
 def made(recipe: Recipe, n: int, sampler: Sampler | None, *, first: int = 0, told: bool = True, scale: float = 1.0):
@@ -115,7 +128,7 @@ def main() -> None:
     options = parser.parse_args()
     train, test = (open_data(str(options.data / name), DataOptions()) for name in ("train.npz", "test.npz"))
     net, held, images = kept(CLASSIFIER, lambda: Classifier(10), 10), pictures(test), pictures(train)
-    judge = Judge(net, features(net, held))
+    judge = Judge(net, held)
     kept_rows: dict[str, Any] = (
         json.loads(options.out.read_text())["results"] if options.out and options.out.exists() else {}
     )
