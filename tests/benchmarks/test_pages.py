@@ -77,6 +77,13 @@ def test_the_page_of_receipts_is_made_of_the_receipts(script):
     assert receipts.page(receipts.kept(ROOT / "benchmarks")) == written
 
 
+def test_the_tables_of_guidance_are_those_of_the_results(script):
+    page = script("guidance_page")
+    written = page.PAGE.read_text(encoding="utf-8")
+    assert page.filled(written) == written
+    assert all(f"<!-- {name} -->" in written for name in ("scales", "discriminator", "backbones", "speed"))
+
+
 def receipt(value, *, features="lite0@64 (232 features, clean, 579344244)", n=2000, data="train.npz", seed=0):
     distance = Figure("fid", value, n, 60_000, features, floor=0.5)
     endless = Figure("fid.infinity", value - 0.25, n, 60_000, features, low=value - 1, high=value + 0.5)

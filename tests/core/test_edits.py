@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sfumato
-from sfumato import edits, encodings
+from sfumato import edits, encodings, walks
 from sfumato.core import guidance, parametrisation, times
 from sfumato.core.denoiser import NeuralDenoiser
 from sfumato.core.estimate import Estimate
@@ -335,7 +335,7 @@ def test_a_run_with_classes_is_told_those_that_were_asked_for_or_none():
     x = torch.zeros(2, 3, 8, 8)
     rows = recipe.label.embedding.weight.mean(1)
     for labels, scale, wanted in ((None, 1.0, rows[2]), ((1,), 1.0, rows[1]), ((0,), 3.0, 3 * rows[0] - 2 * rows[2])):
-        told = edits._told(recipe, Ask(n=2, labels=labels, guidance=scale))
+        told = walks.told(recipe, Ask(n=2, labels=labels, guidance=scale))
         assert torch.allclose(told(x, 0.5).x0, torch.full_like(x, float(wanted)), atol=1e-5)
 
 
@@ -358,6 +358,8 @@ def test_what_cannot_be_is_one_sentence():
         "no way back": lambda: encodings.encode(jump, PHOTO[None]),
         "use project": lambda: edits.inpaint(jump, PHOTO, MASK, rng=Seeds(0)),
         "encode with the run": lambda: encodings.decode(plain, torch.zeros(1, 3, 4, 8)),
+        "must be a half, a third": lambda: edits.enlarge(plain, PHOTO[:, :3, :3], rng=Seeds(0)),
+        "the blur is 0 pixels wide": lambda: edits.deblur(plain, PHOTO, 0.0, rng=Seeds(0)),
         "2 ends": lambda: encodings.interpolate(plain, PHOTO, PHOTO, 1),
     }
     for words, call in cases.items():
