@@ -121,7 +121,7 @@ def pair(other: nn.Module) -> tuple[UNet, Label, float]:
 def guided(net: UNet, label: Label, n: int) -> dict[str, Step]:
     """Two answers by classifier-free guidance, and one of twice the batch."""
     x, _, y, _ = batch(n)
-    denoiser = NeuralDenoiser(net, Discrete.linear(), eps)
+    denoiser = NeuralDenoiser(net, Discrete.linear(), eps, learn_variance=True)
     led = guidance.classifier_free(denoiser.given(label(y)), denoiser.given(label.null(n)), 3.0)
     both, vector = torch.cat([x, x]), torch.cat([label(y).vector, label.null(n).vector])
     calls: dict[str, Step] = {
