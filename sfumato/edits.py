@@ -35,6 +35,8 @@ from sfumato.walks import Show, Walk, by, device, editable, finished, fitting, s
 
 __all__ = [
     "METHODS",
+    "NOISE",
+    "ROUNDS",
     "Method",
     "colorize",
     "deblur",
@@ -93,7 +95,7 @@ def reconstruct(walk: Walk, known: Known | Measured, *, rounds: int = 1) -> tupl
     return walk.sampler, walk.clip(moved)
 
 
-SOLVED = partial(reconstruct, rounds=3)  # where every known number is a sum over wide parts
+NOISE, ROUNDS = 0.02, 3  # of deblurring: a picture's noise, and what it takes where known numbers are wide sums
 METHODS: dict[str, Method] = {"project": project, "repaint": repaint, "reconstruct": reconstruct}
 
 
@@ -196,9 +198,9 @@ def deblur(
     width: float,
     ask: Ask = FOUR,
     *,
-    noise: float = 0.02,
+    noise: float = NOISE,
     rng: Seeds,
-    method: Method = SOLVED,
+    method: Method = partial(reconstruct, rounds=ROUNDS),
     show: Show = unseen,
 ) -> Tensor:
     """Sharp pictures that would look like this one under a normal bell of deviation `width` pixels and white noise of

@@ -27,10 +27,10 @@ from sfumato.core.random import Seeds
 from sfumato.data.pictures import grid, save_png, to_uint8
 from sfumato.errors import UserError
 from sfumato.recipe import Ask
+from sfumato.walks import sides
 
 __all__ = ["run"]
 
-NOISE = 0.02  # of a blurred picture
 EXAMPLES = """\
 examples
   sfumato edit runs/photos photo.png --inpaint mask.png      make what is white in the mask
@@ -108,7 +108,7 @@ def run(args: list[str]) -> int:
         _write(shop, request, out, shown, made, metadata=not flags.no_metadata)
     for note in given.notes:
         Progress.say(note)
-    where = out / ("grid.png" if flags.n > 1 else _name(request, 0))
+    where = out / ("grid.png" if flags.n > 1 else request.file(0))
     print(printable(f"{amount(flags.n, 'edit')} in {duration(time.monotonic() - start)}: {where}"))
     print(printable(f"{shop.name}, {_words(request)}{told(labels, shop)}, from seed {flags.seed} on"))
     return 0
@@ -146,11 +146,12 @@ def _small(flags: Edit, shop: Workshop) -> tuple[int, ...] | None:
     """The size (high, wide) of the picture to enlarge. Raises UserError for a factor that the run's has not."""
     if flags.enlarge is None:
         return None
-    sides = shop.recipe.config.shape[1:]
-    if flags.enlarge < 2 or any(side % flags.enlarge for side in sides):
-        whole = " x ".join(map(str, sides[::-1]))
-        raise UserError(f"--enlarge is {flags.enlarge}: a number from 2 on that divides the run's sides, {whole}.")
-    return tuple(side // flags.enlarge for side in sides)
+    space = shop.recipe.config.shape[1:]
+    if flags.enlarge < 2 or any(side % flags.enlarge for side in space):
+        raise UserError(
+            f"--enlarge is {flags.enlarge}: a number from 2 on that divides the run's sides, {sides(space)}."
+        )
+    return tuple(side // flags.enlarge for side in space)
 
 
 Change = Callable[..., Tensor]  # (ask, rng=, show=) -> (n, C, H, W)
@@ -168,8 +169,7 @@ def _change(flags: Edit, given: Given, shop: Workshop) -> tuple[Change, list[Ten
     if flags.enlarge is not None:
         return partial(edits.enlarge, recipe, pixels, method=method), [spread(pixels[None], flags.enlarge)[0]]
     if flags.deblur is not None:
-        noise = NOISE if flags.noise is None else flags.noise
-        return partial(edits.deblur, recipe, pixels, flags.deblur, noise=noise, method=method), [pixels]
+        return partial(edits.deblur, recipe, pixels, flags.deblur, noise=_noise(flags), method=method), [pixels]
     assert flags.inpaint is not None
     mask = read_mask(flags.inpaint, given, recipe, flags.fit)
     return partial(edits.inpaint, recipe, pixels, mask, method=method), [pixels, torch.where(mask, 0.5, pixels)]
@@ -177,13 +177,20 @@ def _change(flags: Edit, given: Given, shop: Workshop) -> tuple[Change, list[Ten
 
 def _method(flags: Edit) -> edits.Method:
     """How what is known is kept."""
-    if flags.method == "repaint":
-        return partial(edits.repaint, passes=flags.passes or 10, steps=flags.steps)
-    return edits.project if flags.method == "project" else partial(edits.reconstruct, rounds=_rounds(flags))
+    name = flags.method or "reconstruct"
+    options: dict[str, dict[str, Any]] = {
+        "repaint": {"passes": flags.passes or 10, "steps": flags.steps},
+        "reconstruct": {"rounds": _rounds(flags)},
+    }
+    return partial(edits.METHODS[name], **options.get(name, {}))
 
 
 def _rounds(flags: Edit) -> int:
-    return flags.rounds or (3 if flags.deblur is not None else 1)
+    return flags.rounds or (edits.ROUNDS if flags.deblur is not None else 1)
+
+
+def _noise(flags: Edit) -> float:
+    return edits.NOISE if flags.noise is None else flags.noise
 
 
 def _about(flags: Edit) -> dict[str, Any]:
@@ -197,18 +204,14 @@ def _about(flags: Edit) -> dict[str, Any]:
     if flags.enlarge is not None:
         about["factor"] = flags.enlarge
     if flags.deblur is not None:
-        about |= {"width": flags.deblur, "noise": NOISE if flags.noise is None else flags.noise}
+        about |= {"width": flags.deblur, "noise": _noise(flags)}
     return about
-
-
-def _name(request: Request, i: int) -> str:
-    return f"seed_{request.seed + i:08d}.png"
 
 
 def _write(shop: Workshop, request: Request, out: Path, shown: list[Tensor], made: Tensor, *, metadata: bool) -> None:
     tiles = to_uint8(made)
     for i, tile in enumerate(tiles):
-        save_png(out / _name(request, i), tile, shop.settings(request, i) if metadata else None)
+        save_png(out / request.file(i), tile, shop.settings(request, i) if metadata else None)
     if len(tiles) > 1:
         sheet = np.concatenate([to_uint8(torch.stack(shown)), tiles])
         save_png(out / "grid.png", grid(sheet), shop.settings(request, None) if metadata else None)

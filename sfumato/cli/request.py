@@ -50,6 +50,10 @@ class Request:
         """The class of picture i: a function of its seed alone unless labels were asked for."""
         return self.labels[i % len(self.labels)] if self.labels else classes[(self.seed + i) % len(classes)]
 
+    def file(self, i: int) -> str:
+        """What picture i is called."""
+        return f"seed_{self.seed + i:08d}.png"
+
     def chunks(self) -> Iterator[Chunk]:
         """The batches to make: all, or the one that holds `only`."""
         for first in range(0, self.n, self.batch):

@@ -146,12 +146,9 @@ class Studio:
         written = []
         for i, tile in enumerate(tiles, chunk.first):
             if self.request.only in (None, i):
-                self._save(self._name(i), tile, i, (0, 0, *tile.shape[:2]))
+                self._save(self.request.file(i), tile, i, (0, 0, *tile.shape[:2]))
                 written.append(tile)
         return written
-
-    def _name(self, i: int) -> str:
-        return f"seed_{self.request.seed + i:08d}.png"
 
     def _save(self, name: str, image: Any, i: int | None, shape: tuple[int, ...]) -> None:
         label = "" if i is None else self._label(i)
@@ -162,7 +159,7 @@ class Studio:
         r = self.request
         first = r.seed + (r.only or 0)
         single = r.only is not None or r.n == 1
-        where = self.out / (self._name(r.only or 0) if single else "grid.png")
+        where = self.out / (self.request.file(r.only or 0) if single else "grid.png")
         made = f"{amount(1 if single else r.n, 'picture')} in {duration(seconds)}: {where}"
         print(printable(made + ("" if single else " and single pictures beside it")))
         seeds = f"seed {first}" if single else f"seeds {first} to {first + r.n - 1}"

@@ -18,7 +18,7 @@ from tyro.conf import Positional
 from sfumato.cli.parse import option, parse
 from sfumato.cli.pictures import Given, read
 from sfumato.cli.progress import Progress
-from sfumato.cli.request import names_of, refuse_labels
+from sfumato.cli.request import Request, names_of, refuse_labels
 from sfumato.cli.samplers import SAMPLERS, SPACINGS
 from sfumato.cli.show import amount, duration, printable
 from sfumato.cli.smalls import Notes, Task, batches, label_in, listed, named
@@ -92,7 +92,7 @@ def _tasks(shop: Workshop, flags: Upscale, paths: Sequence[Path], notes: Notes) 
     refuse_labels(typed, flags.guidance, shop.classes)
     if len(flags.pictures) == 1 and not flags.pictures[0].is_dir():
         paths = [*paths] * flags.n
-        names = [f"seed_{flags.seed + i:08d}.png" for i in range(flags.n)]
+        names = [Request(seed=flags.seed).file(i) for i in range(flags.n)]
     elif flags.n != 1:
         raise UserError("--n is how many ways a single picture is enlarged: give one picture, or leave it out.")
     else:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from sfumato.core import guidance
 from sfumato.core.cond import Cond
 from sfumato.core.denoiser import Denoiser
+from sfumato.core.known import shrunk
 from sfumato.core.process import Point
 from sfumato.core.random import Seeds
 from sfumato.errors import UserError
@@ -152,7 +153,7 @@ class Upsampler(ADM):
     def told(self, batch: Mapping[str, Any], rng: Seeds) -> Cond:
         cond = super().told(batch, rng) or Cond()
         large = self.values(batch["image"])
-        low = F.interpolate(large, tuple(side // self.config.factor for side in large.shape[2:]), mode="area")
+        low = shrunk(large, self.config.factor)
         return replace(cond, spatial=self.beside(low, large.shape[2:]))
 
     def towards(self, ask: Ask, labels: Tensor | None) -> Denoiser:

@@ -27,17 +27,10 @@ from sfumato.metrics.receipt import Figure, Receipt
 from sfumato.registry import config_from, paper
 from tests.apps.reading import Page
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RUNS = Path(__file__).parent.parent.parent / "benchmarks" / "runs"
 KEPT = sorted(path.name for path in RUNS.iterdir() if (path / "config.yaml").exists())
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a\x1b[31m\u202eb", "`rm`", "{{7*7}}")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def alone():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def quick(home, steps=2):

@@ -16,13 +16,7 @@ from sfumato.apps.report.sections import percent
 from sfumato.data import Dataset
 from sfumato.errors import UserError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def alone():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_markup_escapes_by_construction():
